@@ -1,0 +1,66 @@
+"""What a backend is: a module with four functions over one `StepCall`.
+
+    unavailable() -> str | None          why this machine cannot run it at all; None if it can
+    refuse(call) -> str | None           why this call cannot be served; None if it can
+    step(call) -> None                   writes every slot that is not None
+    log_prob_backward(call, grad, grad_velocity, grad_uncond) -> None
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+# Columns of the coefficient table, float32 [T, COLUMNS] (float64 for the float64 reference).
+A, B, STD, P, Q, ODE_A, ODE_B, SIGMA, SIGMA_NEXT, C0, W, HISTORY, TIMESTEP = range(13)
+COLUMNS = 16
+
+SCORES = ("gaussian", "gaussian_no_const", "square")
+REDUCTIONS = ("mean", "sum", "none")
+RESCALES = ("none", "token", "clamp")
+TILE = 2048  # elements of a partial sum
+
+
+@dataclass(slots=True)
+class StepCall:
+    """One launch. All tensors are checked, on one device, [B, *] with every row contiguous (row stride = `t.stride(0)`)."""
+
+    batch: int
+    numel: int  # elements of a row
+    sample: Tensor
+    velocity: Tensor
+    uncond: Tensor | None
+    coef: Tensor  # [1 or B, 16], float32; float64 when sample is float64
+    scale: Tensor | None  # [1 or B], dtype of coef
+    rescale: str
+    token: tuple[int, int, int]  # a row seen as [outer, channels, inner]; the token norm runs over channels
+    noise: Tensor | None
+    seeds: Tensor | None  # int64 [B]
+    step: Tensor | None  # int64 [1 or B]
+    stream: int
+    offset: int
+    given: Tensor | None  # replay: the stored next sample
+    mask: Tensor | None  # bool [B, *]; False elements leave the score
+    score: int  # index in SCORES
+    reduce: int  # index in REDUCTIONS
+    score_rounded: bool
+    product_dtype: str  # "float32", or "velocity" (reference only)
+    next_dtype: torch.dtype  # what the next sample is rounded to before it is scored
+    next_sample: Tensor | None = None
+    log_prob: Tensor | None = None  # float32 [B]; [B, *] under reduce "none"
+    clean: Tensor | None = None
+    ode_next: Tensor | None = None
+    mean: Tensor | None = None
+    flags: Tensor | None = None  # int32 [B]; bit 0: a mean or next value that is not finite
+
+
+class Backend(Protocol):
+    def unavailable(self) -> str | None: ...
+    def refuse(self, call: StepCall) -> str | None: ...
+    def step(self, call: StepCall) -> None: ...
+    def log_prob_backward(
+        self, call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_uncond: Tensor | None
+    ) -> None: ...
