@@ -1,9 +1,9 @@
 """What a backend is: a module with four functions over one `StepCall`.
 
-    unavailable() -> str | None          why this machine cannot run it at all; None if it can
-    refuse(call) -> str | None           why this call cannot be served; None if it can
-    step(call) -> None                   writes every slot that is not None
-    log_prob_backward(call, grad, grad_velocity, grad_uncond) -> None
+unavailable() -> str | None          why this machine cannot run it at all; None if it can
+refuse(call) -> str | None           why this call cannot be served; None if it can
+step(call) -> None                   writes every slot that is not None
+log_prob_backward(call, grad, grad_velocity, grad_uncond) -> None
 """
 
 from __future__ import annotations
@@ -15,10 +15,24 @@ import torch
 from torch import Tensor
 
 # Columns of the coefficient table, float32 [T, COLUMNS] (float64 for the float64 reference).
-A, B, STD, P, Q, ODE_A, ODE_B, SIGMA, SIGMA_NEXT, C0, W, HISTORY, TIMESTEP = range(13)
-COLUMNS = 16
+from ..dynamics.columns import (  # noqa: F401
+    C0,
+    COLUMNS,
+    HISTORY,
+    ODE_A,
+    ODE_B,
+    SCORES,
+    SIGMA,
+    SIGMA_NEXT,
+    STD,
+    TIMESTEP,
+    A,
+    B,
+    P,
+    Q,
+    W,
+)
 
-SCORES = ("gaussian", "gaussian_no_const", "square")
 REDUCTIONS = ("mean", "sum", "none")
 RESCALES = ("none", "token", "clamp")
 TILE = 2048  # elements of a partial sum
