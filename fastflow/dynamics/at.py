@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .transitions import Table
 
 
-class At:
+class At(col.Columns):
     """Coefficients of one step, made by `Transitions.at`. Immutable.
 
     `batch`: None if one row serves the whole batch, else B.
@@ -42,14 +42,14 @@ class At:
 
     @property
     def fault(self) -> Tensor | None:
-        """bool [B] ([1] for a 0-dim index): where an index held by the device left the schedule and was clamped. Else None."""
+        """bool [B] ([1] for a 0-dim index): where an index on a device left the schedule and was clamped, or None."""
         if not self._clamped or (self._clamped[0][0].device.type == "cpu" and not torch.compiler.is_compiling()):
             return None
         faults = [(given != used).reshape(-1) for given, used in self._clamped]
         return faults[0] if len(faults) == 1 else faults[0] | faults[1]
 
     def rows(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[1, 16] for one index (a view of the device's table), [B, 16] for a tensor of them (gathered on the device)."""
+        """[1, 16] for one host index (a view of the device's table), [B, 16] for a tensor (gathered on the device)."""
         table = self._source.table(dtype, device)
         if isinstance(self._index, Tensor):
             return table.index_select(0, self._index.reshape(-1).to(table.device, non_blocking=True))
@@ -58,22 +58,10 @@ class At:
     def __repr__(self) -> str:
         return f"At({self.name}, index={self._index})"
 
-    def _column(self, column: int) -> Tensor:
+    def _column(self, number: int) -> Tensor:
         if not isinstance(self._index, Tensor):
-            return self._source.table(torch.float64)[self._index, column].clone()
-        return self._source.table(torch.float64, self._index.device)[:, column][self._index]
-
-    a = property(lambda self: self._column(col.A))
-    b = property(lambda self: self._column(col.B))
-    std = property(lambda self: self._column(col.STD))
-    p = property(lambda self: self._column(col.P))
-    q = property(lambda self: self._column(col.Q))
-    ode_a = property(lambda self: self._column(col.ODE_A))
-    ode_b = property(lambda self: self._column(col.ODE_B))
-    sigma = property(lambda self: self._column(col.SIGMA))
-    sigma_next = property(lambda self: self._column(col.SIGMA_NEXT))
-    history = property(lambda self: self._column(col.HISTORY))
-    timestep = property(lambda self: self._column(col.TIMESTEP))
+            return self._source.table(torch.float64)[self._index, number].clone()
+        return self._source.table(torch.float64, self._index.device)[:, number][self._index]
 
 
 def checked_index(name: str, index: Any, size: int) -> int:
@@ -87,7 +75,7 @@ def checked_index(name: str, index: Any, size: int) -> int:
             raise TypeError(f"{name}: wanted an int or an int tensor, got {type(index).__name__}") from None
     if not -size <= index < size:
         raise IndexError(f"{name}: wanted 0 to {size - 1}, got {index}")
-    return index + size if index < 0 else index
+    return int(index) if index >= 0 else int(index + size)
 
 
 def bounded(name: str, index: Tensor, size: int | Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Grid:
         return torch.where((self.sigma - 1.0).abs() <= NEAR_ONE, self.full[1], self.sigma)
 
     def per_step(self, name: str, value: float | tuple[float, ...]) -> Tensor:
-        """A knob as float64 [T]: one number, one per step, or one per step of the full schedule (picked where sigma agrees)."""
+        """A knob as float64 [T]: one number, one per step, or one per step of the full schedule (picked by sigma)."""
         if not isinstance(value, tuple):
             return torch.full_like(self.sigma, value)
         values, steps = torch.tensor(value, dtype=torch.float64), len(self.sigma)
@@ -126,9 +126,8 @@ class Dynamics(ABC):
         whole = given.full if full is None and given.full is not None else given if full is None else as_sigmas(full)
         for name, values in (("sigmas", given[:]), ("full", whole[:])):
             if values[0] > 1.0 + ROUNDING:
-                raise ValueError(
-                    f"{name}: {type(self).__name__} wanted flow sigmas within [0, 1], got {values[0]:.9g} at the start"
-                )
+                kind = type(self).__name__
+                raise ValueError(f"{name}: {kind} wanted flow sigmas within [0, 1], got {values[0]:.9g} at the start")
             flat = (values[1:] >= values[:-1]).nonzero().flatten().tolist()
             if flat:
                 raise ValueError(
@@ -156,7 +155,7 @@ def window(steps: Iterable[int] | None, count: int) -> Tensor:
     return mask
 
 
-def knob(name: str, value: float | Tensor | Sequence[float], most: float = float("inf")) -> float | tuple[float, ...]:
+def knob(name: str, value: float | Sequence[float] | Tensor, most: float = float("inf")) -> float | tuple[float, ...]:
     """A noise knob as a float or a tuple of floats, each in [0, most]."""
     values = as_float64(name, value)
     if values.ndim > 1 or values.numel() == 0:

@@ -12,8 +12,8 @@ from .forms import reverse_sde
 class DanceSDE(Dynamics):
     """Reverse SDE with the constant diffusion `eta`.
 
-    DanceGRPO writes the drift with the score -(x - (1 - sigma) clean) / sigma^2; since x - (1 - sigma) clean = sigma eps, it is
-    the same drift. Its last decoded image is `clean` of the last step, which is not trained.
+    DanceGRPO writes the drift with the score -(x - (1 - sigma) clean) / sigma^2; as x - (1 - sigma) clean = sigma eps,
+    it is the same drift. Its last decoded image is `clean` of the last step, which is not trained.
 
     `eta`: >= 0, one number or one per step [T].
     Source: Xue et al., "DanceGRPO" (arXiv 2505.07818), and its `flux_step`.

@@ -14,10 +14,10 @@ from .schedule import Sigmas, as_float64, as_sigmas
 
 @dataclass(frozen=True)
 class DDIM(Dynamics):
-    """`sqrt(abar') clean + sqrt(1 - abar' - std^2) eps + std z`, `std = eta sqrt((1 - abar')/(1 - abar) (1 - abar/abar'))`.
+    """`sqrt(abar') clean + sqrt(1 - abar' - std^2) eps + std z`, std^2 = eta^2 (1 - abar')/(1 - abar) (1 - abar/abar').
 
-    Here `velocity` is what the network predicts, and `sigmas` are integer timesteps [T + 1], as `sigmas_from(DDIMScheduler)`
-    gives them: the last one is a timestep too (clamped to 0), so the last step has noise, as in DDPO.
+    Here `velocity` is what the network predicts, and `sigmas` are integer timesteps [T + 1], as `sigmas_from` reads
+    them from a DDIMScheduler: the last one is a timestep too (clamped to 0), so the last step has noise, as in DDPO.
 
     `alphas_cumprod`: [N_train], in [0, 1] (the scheduler's). `eta`: 0 to 1, one number or one per step [T].
     `prediction`: "epsilon", "sample" or "v_prediction".
@@ -69,11 +69,10 @@ class DDIM(Dynamics):
         whole = as_sigmas(full) if full is not None else given.full if given.full is not None else given
         values = given[:]
         if not torch.equal(values, values.round()) or values[0] >= len(self.alphas_cumprod):
-            raise ValueError(
-                f"sigmas: DDIM wanted integer timesteps below {len(self.alphas_cumprod)} (see ff.sigmas_from), got {values.tolist()}"
-            )
+            count = len(self.alphas_cumprod)
+            raise ValueError(f"sigmas: DDIM wanted integers below {count} (see ff.sigmas_from), got {values.tolist()}")
         if bool((values[1:-1] >= values[:-2]).any()):
             raise ValueError(
-                f"sigmas: DDIM wanted falling timesteps (only the last two may be equal), got {values.tolist()}"
+                f"sigmas: DDIM wanted falling timesteps (the last two may be equal), got {values.tolist()}"
             )
         return Grid(values, given.timesteps if isinstance(sigmas, Sigmas) else values[:-1], whole[:])

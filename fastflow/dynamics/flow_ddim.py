@@ -12,7 +12,7 @@ from .forms import decay, renoise
 class FlowDDIM(Dynamics):
     """`(1 - sigma') clean + sqrt(sigma'^2 - std^2) eps + std z` with `std = eta sigma' sqrt(1 - e^-2h)`.
 
-    With sigma and 1 - sigma for DDIM's sqrt(1 - alpha_bar) and sqrt(alpha_bar) this is DDIM's own std. eta = 1 is `DPMSolverSDE`.
+    With sigma, 1 - sigma for DDIM's sqrt(1 - abar), sqrt(abar) this is DDIM's std. eta = 1 is `DPMSolverSDE`.
 
     `eta`: 0 (the Euler step) to 1, one number or one per step [T].
     Source: Song et al., "Denoising Diffusion Implicit Models" (ICLR 2021), eq. 12 and 16; DiffusionNFT's `solver.py`.

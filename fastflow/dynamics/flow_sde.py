@@ -12,8 +12,8 @@ from .forms import reverse_sde
 class FlowSDE(Dynamics):
     """Reverse SDE with diffusion `noise_level * sqrt(sigma / (1 - sigma))`.
 
-    A step that starts at sigma = 1 (within 1e-4) takes 1 - sigma from the second sigma of the full schedule, so its std is
-    `noise_level` when it is the schedule's own first step. The last step adds noise like the others.
+    A step that starts at sigma = 1 (within 1e-4) takes 1 - sigma from the second sigma of the full schedule, so the std
+    of the schedule's own first step is `noise_level`. The last step adds noise like the others.
 
     `noise_level`: >= 0, one number or one per step [T]; 0 is the Euler step.
     Source: Liu et al., "Flow-GRPO" (arXiv 2505.05470), section 4.2, and its `sde_step_with_logprob`.

@@ -8,10 +8,10 @@ from .base import Grid, Rows
 
 
 def reverse_sde(grid: Grid, diffusion: Tensor) -> Rows:
-    """One Euler-Maruyama step of the reverse SDE with diffusion s, `dx = (v + s^2/(2 sigma) (x + (1 - sigma) v)) dt + s dw`.
+    """An Euler-Maruyama step of the reverse SDE `dx = (v + s^2/(2 sigma) (x + (1 - sigma) v)) dt + s dw`, diffusion s.
 
-    On the path x = (1 - sigma) x0 + sigma eps the score is -(x + (1 - sigma) v) / sigma, so the marginals are those of the
-    ODE for every s. Source: Liu et al., "Flow-GRPO" (arXiv 2505.05470), eq. 9; Song et al. (ICLR 2021).
+    On the path x = (1 - sigma) x0 + sigma eps the score is -(x + (1 - sigma) v) / sigma, so the marginals are those of
+    the ODE for every s. Source: Liu et al., "Flow-GRPO" (arXiv 2505.05470), eq. 9; Song et al. (ICLR 2021).
     """
     dt = grid.sigma_next - grid.sigma
     half = diffusion**2 / (2.0 * grid.sigma)
@@ -19,7 +19,7 @@ def reverse_sde(grid: Grid, diffusion: Tensor) -> Rows:
 
 
 def renoise(grid: Grid, kept: Tensor, std: Tensor) -> Rows:
-    """`(1 - sigma') clean + kept * eps + std * z`, where clean and eps are what x and v predict and kept^2 + std^2 = sigma'^2."""
+    """`(1 - sigma') clean + kept * eps + std * z`, clean and eps as x and v predict them, kept^2 + std^2 = sigma'^2."""
     alpha = 1.0 - grid.sigma_next
     return Rows(a=alpha + kept, b=kept * (1.0 - grid.sigma) - alpha * grid.sigma, std=std)
 

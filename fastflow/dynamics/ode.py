@@ -14,8 +14,9 @@ from .forms import decay
 class ODE(Dynamics):
     """Steps without noise. `solver="euler"`, or "dpmpp" (DPM-Solver++) with `order` 1 or 2.
 
-    On the flow path DPM-Solver++(1) is Euler (a = 1, b = sigma' - sigma exactly). Order 2 is DPM-Solver++(2M), midpoint: it adds
-    `history * clean` of the previous step. Its first and last step, and a step after one from sigma = 1, are of order 1.
+    On the flow path DPM-Solver++(1) is Euler (a = 1, b = sigma' - sigma exactly). Order 2 is DPM-Solver++(2M) in its
+    midpoint form: it adds `history * clean` of the previous step. Its first and last step, and the one after a step
+    from sigma = 1, are of order 1.
     Source: Lu et al., "DPM-Solver++" (arXiv 2211.01095), algorithm 2; diffusers' `dpmsolver++` on flow sigmas.
 
     Raises:

@@ -24,7 +24,7 @@ class Sigmas(torch.Tensor):
         full: the schedule that this one is a part of, if it is; its second sigma guards steps that start at sigma = 1.
 
     Raises:
-        ValueError: not one-dimensional, fewer than two values, not finite, negative, rising, or `timesteps` of another length.
+        ValueError: not [T + 1] with T >= 1, not finite, negative, rising, or `timesteps` of another length.
     """
 
     timesteps: Tensor
@@ -44,9 +44,7 @@ class Sigmas(torch.Tensor):
         rising = (data[1:] > data[:-1]).nonzero().flatten().tolist()
         if rising:
             i = rising[0]
-            raise ValueError(
-                f"sigmas: wanted falling values, got sigmas[{i}] = {data[i]:.9g} before sigmas[{i + 1}] = {data[i + 1]:.9g}"
-            )
+            raise ValueError(f"sigmas: wanted falling values, got {data[i]:.9g} before {data[i + 1]:.9g} (index {i})")
         if timesteps is None:
             times = data[:-1].clone() if data[0] > LARGEST_SIGMA else data[:-1] * 1000.0
         else:
@@ -57,7 +55,7 @@ class Sigmas(torch.Tensor):
         self.timesteps, self.full = times, full
         return self
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
     def steps(self) -> int:
@@ -69,7 +67,7 @@ class Sigmas(torch.Tensor):
         """12 hex digits that stand for the values and the timesteps."""
         return digest(self, self.timesteps)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         values = [f"{value:.4g}" for value in self.tolist()]
         shown = values if len(values) <= 12 else [*values[:4], "...", *values[-3:]]
         return f"Sigmas([{', '.join(shown)}], steps={self.steps}, hash={self.hash})"
@@ -83,13 +81,13 @@ class Sigmas(torch.Tensor):
 
 
 def sigma_schedule(steps: int, shift: float = 1.0, sigma_max: float = 1.0, sigma_min: float = 0.0) -> Sigmas:
-    """`linspace(sigma_max, sigma_min, steps + 1)`, then shifted: `shift * t / (1 + (shift - 1) * t)`. Float64 [steps + 1].
+    """`linspace(sigma_max, sigma_min, steps + 1)` shifted by `shift * t / (1 + (shift - 1) * t)`: float64 [steps + 1].
 
-    This is DanceGRPO's schedule (`sd3_time_shift`), not the one that a diffusers pipeline makes: SD3's own scheduler shifts
-    twice. Use `sigmas_from(scheduler)` for that.
+    This is DanceGRPO's schedule (`sd3_time_shift`), not the one that a diffusers pipeline makes: SD3's own scheduler
+    shifts twice. Use `sigmas_from(scheduler)` for that.
 
     Raises:
-        TypeError, ValueError: `steps` is not an integer >= 1, `shift` is not positive, or not 0 <= sigma_min < sigma_max <= 1.
+        TypeError, ValueError: `steps` is no integer >= 1, `shift` not positive, or not 0 <= sigma_min < sigma_max <= 1.
     """
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"steps: wanted an int, got {type(steps).__name__}")
@@ -106,8 +104,8 @@ def sigma_schedule(steps: int, shift: float = 1.0, sigma_max: float = 1.0, sigma
 def sigmas_from(scheduler: Any) -> Sigmas:
     """The schedule that a diffusers scheduler holds after `set_timesteps`, with its own `timesteps`.
 
-    Flow schedulers (FlowMatchEulerDiscrete; DPMSolverMultistep and UniPC with `use_flow_sigmas`) give their sigmas [T + 1].
-    DDIM gives integer timesteps [T + 1] for `ff.DDIM`, the last one `clamp(t - N_train // T, 0, N_train - 1)` as DDPO has it.
+    Flow schedulers (FlowMatchEulerDiscrete; DPMSolverMultistep and UniPC with `use_flow_sigmas`) give sigmas [T + 1].
+    DDIM gives integer timesteps [T + 1] for `ff.DDIM`, with DDPO's last one, `clamp(t - N_train // T, 0, N_train - 1)`.
 
     Raises:
         ValueError: `set_timesteps` was not called, or the scheduler holds noise levels that are not flow sigmas.
@@ -118,18 +116,18 @@ def sigmas_from(scheduler: Any) -> Sigmas:
         raise ValueError(f"scheduler: wanted a diffusers scheduler with .config and .timesteps, got {kind}")
     if getattr(scheduler, "num_inference_steps", None) is None:
         raise ValueError(
-            f"scheduler: {kind} has no steps yet; call scheduler.set_timesteps(...) first, as the pipeline does"
+            f"scheduler: {kind} has no steps yet; call scheduler.set_timesteps(...) first, as its pipeline does"
         )
     timesteps, sigmas = as_float64("timesteps", timesteps), getattr(scheduler, "sigmas", None)
     if sigmas is not None:
         if hasattr(scheduler, "alphas_cumprod") and not getattr(config, "use_flow_sigmas", False):
             raise ValueError(
-                f"scheduler: the sigmas of {kind} are not flow sigmas; set use_flow_sigmas=True, or use a DDIM scheduler"
+                f"scheduler: {kind} does not hold flow sigmas; set use_flow_sigmas=True, or take a DDIM scheduler"
             )
         return Sigmas(sigmas, timesteps)
     if not hasattr(scheduler, "alphas_cumprod"):
         raise ValueError(
-            f"scheduler: {kind} has neither sigmas nor alphas_cumprod; give its sigmas as ff.Sigmas(values, timesteps)"
+            f"scheduler: {kind} has neither sigmas nor alphas_cumprod; give its sigmas as Sigmas(values, timesteps)"
         )
     train = int(config.num_train_timesteps)
     last = min(max(int(timesteps[-1]) - train // int(scheduler.num_inference_steps), 0), train - 1)
@@ -139,9 +137,9 @@ def sigmas_from(scheduler: Any) -> Sigmas:
 def sub_grid(sigmas: Sigmas | Tensor | Sequence[float], start: int, evaluations: int, spacing: str = "sigma") -> Sigmas:
     """A way from `sigmas[start]` to the schedule's end in `evaluations` steps: float64 [evaluations + 1].
 
-    `spacing="sigma"`: even in sigma. `"schedule"`: even in the schedule's index, linear between its points. With as many
-    evaluations as steps remain, or more, the schedule's own tail comes back exactly. Timesteps are interpolated over sigma.
-    Integer timesteps (for `DDIM`) are rounded to integers. The result knows the full schedule (`.full`).
+    `spacing="sigma"`: even in sigma. `"schedule"`: even in the schedule's index, linear between its points. With as
+    many evaluations as steps remain, or more, the schedule's own tail comes back exactly. Timesteps follow sigma
+    linearly. Integer timesteps (for `DDIM`) are rounded to integers. The result knows the full schedule (`.full`).
 
     Raises:
         TypeError, ValueError: `start` is not a step of the schedule, `evaluations` < 1, or an unknown `spacing`.
@@ -193,15 +191,13 @@ def as_sigmas(sigmas: Sigmas | Tensor | Sequence[float]) -> Sigmas:
     return sigmas if isinstance(sigmas, Sigmas) else Sigmas(sigmas)
 
 
-def as_float64(name: str, values: Tensor | Sequence[float]) -> Tensor:
+def as_float64(name: str, values: float | Sequence[float] | Tensor) -> Tensor:
     """A copy of `values` as a plain float64 CPU tensor."""
     try:
         tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
         return tensor.detach().to("cpu", torch.float64, copy=True).as_subclass(torch.Tensor)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{name}: wanted numbers in a tensor or sequence, got {type(values).__name__} ({error})"
-        ) from error
+        raise TypeError(f"{name}: wanted a tensor or numbers, got {type(values).__name__} ({error})") from error
 
 
 def digest(*tensors: Tensor) -> str:

@@ -34,7 +34,7 @@ class Table:
         return self._name
 
     def table(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Tensor:
-        """[rows, 16] of `dtype` on `device`, rounded once from float64. The first call for a device copies, later ones do not."""
+        """[rows, 16] of `dtype` on `device`, rounded once from float64. Only the first call for a device copies."""
         key = (torch.device(device), dtype)
         found = self._cache.get(key)
         if found is None:
@@ -48,11 +48,10 @@ class Table:
         return {**self.__dict__, "_cache": {}}
 
 
-class Transitions(Table):
+class Transitions(Table, col.Columns):
     """T transitions `mean = a*sample + b*velocity`, `next_sample = mean + std*z`, with `clean` and ODE rows. Immutable.
 
-    `a, b, std, p, q, ode_a, ode_b, sigma, sigma_next, history, timestep`: float64 CPU copies [T]. `std` is the true standard
-    deviation of the step. `history` weighs the previous step's clean prediction (multistep ODE solvers, else 0).
+    `a, b, std, p, q, ode_a, ode_b, sigma, sigma_next, history, timestep` are float64 CPU copies [T].
     Made by a dynamics' `transitions(sigmas)`.
 
     Raises:
@@ -95,23 +94,14 @@ class Transitions(Table):
         """12 hex digits that stand for the float32 table and the score."""
         return digest(self.table(), torch.tensor(col.SCORES.index(self._score)))
 
-    a = property(lambda self: self._rows[:, col.A].clone())
-    b = property(lambda self: self._rows[:, col.B].clone())
-    std = property(lambda self: self._rows[:, col.STD].clone())
-    p = property(lambda self: self._rows[:, col.P].clone())
-    q = property(lambda self: self._rows[:, col.Q].clone())
-    ode_a = property(lambda self: self._rows[:, col.ODE_A].clone())
-    ode_b = property(lambda self: self._rows[:, col.ODE_B].clone())
-    sigma = property(lambda self: self._rows[:, col.SIGMA].clone())
-    sigma_next = property(lambda self: self._rows[:, col.SIGMA_NEXT].clone())
-    history = property(lambda self: self._rows[:, col.HISTORY].clone())
-    timestep = property(lambda self: self._rows[:, col.TIMESTEP].clone())
+    def _column(self, number: int) -> Tensor:
+        return self._rows[:, number].clone()
 
     def at(self, index: int | Tensor) -> At:
-        """The coefficients of step `index`: an int for the whole batch, or an int tensor [B] (0-dim: for the whole batch).
+        """The coefficients of step `index`: an int tensor [B], or an int (or 0-dim tensor) for the whole batch.
 
         Raises:
-            IndexError: a step outside the schedule that the host can see. On another device it is clamped, see `At.fault`.
+            IndexError: a step outside the schedule, as far as the host can see. A device's is clamped, see `At.fault`.
             TypeError: anything else.
         """
         if not isinstance(index, Tensor):
@@ -153,9 +143,8 @@ class StackedTransitions(Table):
     def __init__(self, transitions: Sequence[Transitions], score: str | None = None) -> None:
         self._parts = tuple(transitions)
         if not self._parts or not all(isinstance(part, Transitions) for part in self._parts):
-            raise TypeError(
-                f"transitions: wanted at least one Transitions, got {[type(part).__name__ for part in self._parts]}"
-            )
+            kinds = [type(part).__name__ for part in self._parts]
+            raise TypeError(f"transitions: wanted at least one Transitions, got {kinds}")
         self._longest = max(len(part) for part in self._parts)
         self._lengths = torch.tensor([len(part) for part in self._parts])
         self._length_cache: dict[torch.device, Tensor] = {}
@@ -182,19 +171,18 @@ class StackedTransitions(Table):
         Raises: as `Transitions.at`.
         """
         if not isinstance(table, Tensor):
-            number = checked_index("table", table, len(self))
-            steps = len(self._parts[number])
+            only = checked_index("table", table, len(self))
+            steps = len(self._parts[only])
             if not isinstance(index, Tensor):
-                return At(self, number * self._longest + checked_index("index", index, steps))
+                return At(self, only * self._longest + checked_index("index", index, steps))
             step = bounded("index", index, steps)
-            return At(self, number * self._longest + step, ((index, step),))
+            return At(self, only * self._longest + step, ((index, step),))
         number = bounded("table", table, len(self))
         if not isinstance(index, Tensor):
             index = torch.full_like(table, checked_index("index", index, self._longest))
         if index.shape != table.shape or index.device != table.device:
-            raise ValueError(
-                f"index, table: wanted one shape and device, got {list(index.shape)} on {index.device} and {list(table.shape)} on {table.device}"
-            )
+            shapes = f"{list(index.shape)} on {index.device} and {list(table.shape)} on {table.device}"
+            raise ValueError(f"index, table: wanted one shape and device, got {shapes}")
         step = bounded("index", index, self._lengths_on(index.device)[number])
         return At(self, number * self._longest + step, ((index, step), (table, number)))
 
@@ -217,10 +205,9 @@ def derive_score(rows: Tensor) -> None:
 
 def check(rows: Tensor, name: str) -> None:
     """Refuses a table that no backend can serve."""
-    names = ("a", "b", "std", "p", "q", "ode_a", "ode_b", "sigma", "sigma_next", "c0", "w", "history", "timestep")
     for step, row in enumerate(rows.tolist()):
         where = f"{name}, step {step} (sigma {row[col.SIGMA]:.6g} -> {row[col.SIGMA_NEXT]:.6g})"
-        for label, value in zip(names, row, strict=False):
+        for label, value in zip(col.NAMES, row, strict=False):
             if not abs(value) < torch.finfo(torch.float32).max:
                 raise ValueError(
                     f"{where}: {label} is {value}, which float32 cannot hold; change the schedule or the noise"
@@ -229,7 +216,7 @@ def check(rows: Tensor, name: str) -> None:
             raise ValueError(f"{where}: std is {row[col.STD]:.6g}; a standard deviation is at least 0")
         if row[col.STD] > LARGEST_STD:
             raise ValueError(
-                f"{where}: std is {row[col.STD]:.6g}, above {LARGEST_STD}; lower the noise, or take a schedule with shorter steps here"
+                f"{where}: std is {row[col.STD]:.6g}, above {LARGEST_STD}; lower the noise, or take shorter steps here"
             )
 
 

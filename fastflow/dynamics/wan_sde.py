@@ -10,7 +10,7 @@ from .forms import reverse_sde
 
 @dataclass(frozen=True)
 class WanSDE(Dynamics):
-    """Reverse SDE with diffusion `last + (second - last) * sigma`, second and last sigma of the full schedule. No knobs.
+    """Reverse SDE with diffusion `last + (second - last) * sigma`, by the second and last sigma of the full schedule.
 
     Source: Flow-GRPO's `wan_pipeline_with_logprob`.
     """
