@@ -1,0 +1,231 @@
+"""Triton kernels for NVIDIA GPUs; under TRITON_INTERPRET=1 the same kernels on CPU tensors, slowly, for tests."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _env
+from .base import RESCALES, TILE, StepCall
+
+MIN_TRITON = (3, 2)
+MIN_CAPABILITY = (8, 0)
+MAX_NUMEL = 2**31 - 2**20  # element indices are int32 within a row
+MAX_CHANNELS = 2**14  # a token's channels are folded by one program
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+_SLOTS = ("next_sample", "log_prob", "clean", "ode_next", "mean")
+
+
+@functools.cache
+def unavailable() -> str | None:
+    """Why this machine cannot run Triton kernels, in words; None if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    try:
+        import triton
+    except ImportError as error:
+        return f"triton cannot be imported: {error}"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if version < MIN_TRITON:
+        return f"triton {triton.__version__} is too old: wanted {MIN_TRITON[0]}.{MIN_TRITON[1]} or newer"
+    if _env.triton_interpret():
+        return None
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm; the kernels are checked on NVIDIA GPUs only"
+    capability = torch.cuda.get_device_capability()
+    if capability < MIN_CAPABILITY:
+        return f"the GPU has compute capability {capability[0]}.{capability[1]}: wanted 8.0 or newer"
+    return None
+
+
+def refuse(call: StepCall) -> str | None:
+    """Why this call cannot be served, naming the constraint and the value found; None if it can."""
+    if not (call.sample.is_cuda or _env.triton_interpret()):
+        return f"tensors are on {call.sample.device}: wanted a CUDA device (or TRITON_INTERPRET=1)"
+    named = [("sample", call.sample), ("velocity", call.velocity)]
+    named += [(name, slot) for name in _SLOTS if (slot := getattr(call, name)) is not None]
+    for name, t in named:
+        if t.dtype not in _FLOATS:
+            return f"{name} has dtype {t.dtype}: wanted float32, bfloat16 or float16"
+    for name, extra in (("noise", call.noise), ("next_sample", call.given)):
+        if extra is not None and extra.dtype not in (*_FLOATS, torch.float64):
+            return f"{name} has dtype {extra.dtype}: wanted float32, bfloat16, float16 or float64"
+    if call.product_dtype != "float32" and call.velocity.dtype != torch.float32:
+        return f'product_dtype="{call.product_dtype}": products are float32 here'
+    if call.numel > MAX_NUMEL:
+        return f"a row has {call.numel} elements: wanted at most {MAX_NUMEL}"
+    if call.uncond is not None and call.rescale == "token" and call.token[1] > MAX_CHANNELS:
+        return f"a token has {call.token[1]} channels: wanted at most {MAX_CHANNELS}"
+    return None
+
+
+def _row(t: Tensor | None) -> int:
+    """Elements from one row to the next; 0 where one row serves all."""
+    return 0 if t is None or t.shape[0] == 1 else t.stride(0)
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.view(torch.uint8)
+
+
+class _Launch:
+    """The geometry of one call, and its kernels' common arguments."""
+
+    def __init__(self, call: StepCall) -> None:
+        from ..kernels import config
+
+        self.call = call
+        chosen = config.INTERPRETED if _env.triton_interpret() else config.DEFAULT
+        self.tiles = -(-call.numel // TILE)
+        # a block never exceeds the row by more than padding to a power of two of tiles
+        self.block_tiles = min(chosen.block // TILE, 1 << (self.tiles - 1).bit_length())
+        self.programs = -(-self.tiles // self.block_tiles)
+        self.guided = call.uncond is not None and call.scale is not None
+        self.rescale = RESCALES.index(call.rescale) if self.guided else 0
+        self.options: dict[str, Any] = {"num_warps": chosen.num_warps, "enable_fp_fusion": False}
+        outer, self.channels, self.inner = call.token
+        self.tokens = outer * self.inner
+        self.log_channels = max(self.channels - 1, 0).bit_length()
+        self.block_tokens = max(1, min(chosen.block >> self.log_channels, 1 << max(self.tokens - 1, 0).bit_length()))
+        self.token_programs = -(-self.tokens // self.block_tokens)
+        self.lanes = {"LANES": 32, "UNROLL": 1 if _env.triton_interpret() else 16, "num_warps": 1}
+        self.lanes["enable_fp_fusion"] = False
+        self.row_programs = -(-call.batch // 32)
+
+    def scratch(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.call.sample.device)
+
+    def factors(self, totals: Tensor | None = None) -> Tensor:
+        """The rescale factors, float32 [batch, tokens] or [batch, 1]."""
+        from ..kernels import guidance
+
+        call, batch = self.call, self.call.batch
+        pair = (call.velocity, call.uncond, call.scale)
+        rows = (_row(call.velocity), _row(call.uncond), _row(call.scale))
+        if call.rescale == "token":
+            factors = self.scratch(batch, self.tokens)
+            guidance.token_factor_kernel[(batch * self.token_programs,)](
+                *pair, factors, *rows, self.tokens, self.token_programs, self.channels, self.inner,
+                TOKENS=self.block_tokens, LOG=self.log_channels, **self.options,
+            )  # fmt: skip
+            return factors
+        squares, guided_squares = self.scratch(self.tiles, batch), self.scratch(self.tiles, batch)
+        guidance.sample_square_kernel[(batch * self.programs,)](
+            *pair, squares, guided_squares, *rows, call.numel, batch, self.programs,
+            TILES=self.block_tiles, **self.options,
+        )  # fmt: skip
+        factors = self.scratch(batch, 1)
+        guidance.sample_factor_kernel[(self.row_programs,)](
+            squares, guided_squares, factors, totals, batch, self.tiles, **self.lanes
+        )
+        return factors
+
+
+def _on_device(t: Tensor) -> Any:
+    """Triton launches on the current device; make it the tensors'."""
+    return torch.cuda.device(t.device if t.is_cuda else -1)
+
+
+def step(call: StepCall) -> None:
+    """Writes every slot of the call that is not None."""
+    if call.batch == 0 or call.numel == 0:
+        _empty(call)
+        return
+    with _on_device(call.sample):
+        _step(call)
+
+
+def _empty(call: StepCall) -> None:
+    for slot in (call.log_prob, call.flags):
+        if slot is not None:
+            slot.zero_()
+
+
+def _step(call: StepCall) -> None:
+    import triton.language as tl
+
+    from ..kernels import reduce, transition
+
+    launch = _Launch(call)
+    batch, tiles, whole = call.batch, launch.tiles, launch.programs == 1
+    uncond, scale = (call.uncond, call.scale) if launch.guided else (None, None)
+    factors = launch.factors() if launch.rescale else None
+    scored = call.log_prob is not None and call.reduce != 2
+    mask = _bytes(call.mask) if call.log_prob is not None else None
+    sums = launch.scratch(tiles, batch) if scored and not whole else None
+    counts = launch.scratch(tiles, batch, dtype=torch.int32) if sums is not None and mask is not None else None
+    marks = launch.scratch(tiles, batch, dtype=torch.int32) if call.flags is not None and not whole else None
+    noise, seeds, given = call.noise, call.seeds, call.given
+    kept = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(call.next_dtype, tl.float32)
+    transition.step_kernel[(batch * launch.programs,)](
+        call.sample, call.velocity, uncond, scale, factors, call.coef, noise, seeds, call.step, given, mask,
+        call.next_sample, call.log_prob, call.clean, call.ode_next, call.mean, call.flags, sums, counts, marks,
+        _row(call.sample), _row(call.velocity), _row(uncond), _row(noise), _row(given), _row(mask),
+        _row(call.next_sample), _row(call.clean), _row(call.ode_next), _row(call.mean),
+        _row(call.log_prob), _row(call.flags), _row(call.coef), _row(scale), _row(seeds), _row(call.step),
+        call.stream, call.offset, 0 if factors is None else factors.shape[1], launch.channels, launch.inner,
+        call.numel, batch, launch.programs,
+        RESCALE=launch.rescale, SCORE=call.score, REDUCE=call.reduce, SCORE_ROUNDED=call.score_rounded,
+        NEXT=kept, WHOLE=whole, TILES=launch.block_tiles, **launch.options,
+    )  # fmt: skip
+    if sums is not None or marks is not None:
+        reduce.finish_kernel[(launch.row_programs,)](
+            sums, counts, marks, call.coef, call.log_prob if scored else None, call.flags,
+            _row(call.coef), _row(call.log_prob), _row(call.flags), batch, tiles, call.numel,
+            SCORE=call.score, REDUCE=call.reduce, **launch.lanes,
+        )  # fmt: skip
+
+
+def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_uncond: Tensor | None) -> None:
+    """Writes the gradients of log_prob, contracted with `grad`, in velocity and (where wanted) uncond."""
+    if call.batch == 0 or call.numel == 0:
+        return
+    with _on_device(call.sample):
+        _log_prob_backward(call, grad, grad_velocity, grad_uncond)
+
+
+def _log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_uncond: Tensor | None) -> None:
+    from ..kernels import log_prob_backward as kernels
+
+    launch = _Launch(call)
+    batch, tiles = call.batch, launch.tiles
+    uncond, scale = (call.uncond, call.scale) if launch.guided else (None, None)
+    if call.reduce == 2:
+        grad = grad.reshape(batch, call.numel).contiguous()
+    mask, counts = _bytes(call.mask), None
+    if mask is not None and call.reduce == 0:
+        counts = torch.zeros(batch, dtype=torch.int32, device=call.sample.device)
+        kernels.count_kernel[(batch * launch.programs,)](
+            mask, counts, _row(mask), call.numel, launch.programs, TILES=launch.block_tiles, **launch.options
+        )
+    score = {"SCORE": call.score, "REDUCE": call.reduce}
+    rows = (_row(call.sample), _row(call.velocity), _row(uncond), _row(call.given), _row(mask))
+    grads, grad_rows = (grad_velocity, grad_uncond), (_row(grad_velocity), _row(grad_uncond))
+    small = (_row(grad), _row(call.coef), _row(scale), call.numel)
+    if call.rescale == "token" and launch.guided:
+        kernels.token_backward_kernel[(batch * launch.token_programs,)](
+            call.sample, call.velocity, uncond, scale, call.coef, call.given, mask, grad, counts, *grads,
+            *rows, *grad_rows, *small, launch.tokens, launch.token_programs, launch.channels, launch.inner,
+            **score, TOKENS=launch.block_tokens, LOG=launch.log_channels, **launch.options,
+        )  # fmt: skip
+        return
+    factors = pulled = None
+    if launch.rescale:
+        totals, dots, pulled = launch.scratch(2, batch), launch.scratch(tiles, batch), launch.scratch(2, batch)
+        factors = launch.factors(totals)
+        kernels.dot_kernel[(batch * launch.programs,)](
+            call.sample, call.velocity, uncond, scale, factors, call.coef, call.given, mask, grad, counts, dots,
+            *rows, *small, batch, launch.programs, **score, TILES=launch.block_tiles, **launch.options,
+        )  # fmt: skip
+        kernels.pulls_kernel[(launch.row_programs,)](dots, totals, pulled, batch, tiles, **launch.lanes)
+    kernels.backward_kernel[(batch * launch.programs,)](
+        call.sample, call.velocity, uncond, scale, factors, pulled, call.coef, call.given, mask, grad, counts, *grads,
+        *rows, *grad_rows, *small, batch, launch.programs,
+        RESCALE=launch.rescale, **score, TILES=launch.block_tiles, **launch.options,
+    )  # fmt: skip

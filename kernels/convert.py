@@ -1,0 +1,57 @@
+"""The two helpers through which every value enters and leaves float32. Nothing computes in bfloat16 or float16."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _probe():
+    pass
+
+
+# Triton's interpreter truncates where bfloat16 is rounded, so under it both ways go through the bits.
+INTERPRETED = tl.constexpr(not isinstance(_probe, triton.runtime.JITFunction))
+
+
+@triton.jit
+def load(pointer, inside):
+    """float32 of the values at `pointer` (any float dtype), 0 where not `inside`."""
+    value = tl.load(pointer, mask=inside, other=0.0)
+    if INTERPRETED and value.dtype == tl.bfloat16:
+        bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        result = bits.to(tl.float32, bitcast=True)
+    else:
+        result = value.to(tl.float32)
+    return result
+
+
+@triton.jit
+def narrow(value, dtype: tl.constexpr):
+    """float32 -> dtype, rounded to nearest even."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True)
+        rounded = bits + (0x7FFF + ((bits >> 16) & 1))
+        rounded = tl.where(value != value, bits | 0x400000, rounded) >> 16
+        result = rounded.to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    else:
+        result = value.to(dtype)
+    return result
+
+
+@triton.jit
+def store(pointer, value, inside):
+    """Rounds float32 to the dtype behind `pointer` and stores it where `inside`."""
+    tl.store(pointer, narrow(value, pointer.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def rounded(value, dtype: tl.constexpr):
+    """float32 -> dtype -> float32: the value that a slot of that dtype keeps."""
+    if dtype == tl.float32:
+        result = value
+    elif INTERPRETED and dtype == tl.bfloat16:
+        bits = narrow(value, dtype).to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        result = bits.to(tl.float32, bitcast=True)
+    else:
+        result = narrow(value, dtype).to(tl.float32)
+    return result

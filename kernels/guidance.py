@@ -1,0 +1,108 @@
+"""Classifier-free guidance: the combine, and the factors that bring a combined velocity back to the conditional one's norm.
+
+Factors are written before the step, by kernels of their own: float32 [batch, groups], one per token ("token", groups = outer *
+inner of a row seen as [outer, channels, inner]) or one per row ("clamp", groups = 1).
+"""
+
+import triton
+import triton.language as tl
+
+from .convert import load
+from .reduce import add_tiles, fold, put_tiles, tile_sums
+
+NONE = tl.constexpr(0)
+TOKEN = tl.constexpr(1)
+CLAMP = tl.constexpr(2)
+
+
+@triton.jit
+def combine(v, u, s):
+    return u + s * (v - u)
+
+
+@triton.jit
+def factor_at(factors, index, inside, channels, inner, RESCALE: tl.constexpr):
+    """The factors of a row's elements: of their tokens, or the row's one."""
+    if RESCALE == TOKEN:
+        token = (index // (channels * inner)) * inner + index % inner
+        factor = tl.load(factors + token, mask=inside, other=1.0)
+    else:
+        factor = tl.load(factors)
+    return factor
+
+
+@triton.jit
+def factor_of(square, guided_square, RESCALE: tl.constexpr):
+    """sqrt(square) / sqrt(guided_square), or 1 where nothing is to be rescaled; and whether it was."""
+    norm = tl.sqrt_rn(square)
+    guided_norm = tl.sqrt_rn(guided_square)
+    if RESCALE == TOKEN:
+        rescaled = guided_norm != 0.0
+    else:
+        rescaled = guided_norm > norm
+    factor = tl.div_rn(norm, tl.where(guided_norm == 0.0, 1.0, guided_norm))
+    return tl.where(rescaled, factor, 1.0), rescaled
+
+
+@triton.jit
+def token_index(begin, tokens, channels, inner, TOKENS: tl.constexpr, LOG: tl.constexpr):
+    """Tokens begin .. of a row: their numbers [TOKENS], their elements [TOKENS, 2^LOG], which tokens and elements exist."""
+    token = begin + tl.arange(0, TOKENS)
+    channel = tl.arange(0, 1 << LOG)
+    index = ((token // inner) * channels * inner + token % inner)[:, None] + (channel * inner)[None, :]
+    present = token < tokens
+    return token, index, present, present[:, None] & (channel < channels)[None, :]
+
+
+@triton.jit(do_not_specialize=["scale_row", "tokens", "programs", "channels"])
+def token_factor_kernel(
+    velocity, uncond, scale, factors,
+    velocity_row, uncond_row, scale_row, tokens, programs, channels, inner,
+    TOKENS: tl.constexpr, LOG: tl.constexpr,
+):  # fmt: skip
+    """factors [batch, tokens] for TOKENS tokens of one row per program."""
+    program = tl.program_id(0)
+    row = (program // programs).to(tl.int64)
+    token, index, present, inside = token_index((program % programs) * TOKENS, tokens, channels, inner, TOKENS, LOG)
+    v = load(velocity + row * velocity_row + index, inside)
+    u = load(uncond + row * uncond_row + index, inside)
+    guided = combine(v, u, tl.load(scale + row * scale_row))
+    square, guided_square = fold(v * v, TOKENS, LOG), fold(guided * guided, TOKENS, LOG)
+    factor, _ = factor_of(square, guided_square, TOKEN)
+    tl.store(factors + row * tokens + token, factor, mask=present)
+
+
+@triton.jit(do_not_specialize=["scale_row", "batch", "programs"])
+def sample_square_kernel(
+    velocity, uncond, scale, squares, guided_squares,
+    velocity_row, uncond_row, scale_row, numel, batch, programs,
+    TILES: tl.constexpr,
+):  # fmt: skip
+    """Tile sums [tiles, batch] of velocity^2 and guided^2."""
+    program = tl.program_id(0)
+    row = (program // programs).to(tl.int64)
+    part = program % programs
+    index = part * (TILES * 2048) + tl.arange(0, TILES * 2048)
+    inside = index < numel
+    v = load(velocity + row * velocity_row + index, inside)
+    u = load(uncond + row * uncond_row + index, inside)
+    guided = combine(v, u, tl.load(scale + row * scale_row))
+    tiles = (numel + 2047) // 2048
+    put_tiles(squares, tile_sums(v * v, TILES), part * TILES, row, tiles, batch, TILES)
+    put_tiles(guided_squares, tile_sums(guided * guided, TILES), part * TILES, row, tiles, batch, TILES)
+
+
+@triton.jit(do_not_specialize=["batch", "tiles"])
+def sample_factor_kernel(
+    squares, guided_squares, factors, totals, batch, tiles, LANES: tl.constexpr, UNROLL: tl.constexpr
+):
+    """factors [batch] from the tile sums; totals [2, batch], where wanted, keeps the two row sums for the backward pass."""
+    row = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    present = row < batch
+    square = add_tiles(squares, row, present, tiles, batch, UNROLL)
+    guided_square = add_tiles(guided_squares, row, present, tiles, batch, UNROLL)
+    factor, _ = factor_of(square, guided_square, CLAMP)
+    tl.store(factors + row, factor, mask=present)
+    if totals is not None:
+        tl.store(totals + row, square, mask=present)
+        tl.store(totals + batch + row, guided_square, mask=present)

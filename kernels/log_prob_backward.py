@@ -1,0 +1,180 @@
+"""Closed-form gradient of log_prob in velocity and uncond.
+
+gradient in the (guided) velocity:  gv = grad * 2*w*b / n * (given - mean), 0 where masked or w == 0
+through the combine:                grad_velocity = scale * gv,  grad_uncond = gv - scale * gv
+through a rescale with factor f:    g = f * (gv - guided * d / S(guided^2)),  d = S(gv * guided) over the token or row
+                                    grad_velocity = scale * g + velocity * d / (|guided| |velocity|),  grad_uncond = g - scale * g
+"""
+
+import triton
+import triton.language as tl
+
+from .convert import load, store
+from .guidance import CLAMP, NONE, TOKEN, combine, factor_of, token_index
+from .reduce import add_tiles, fold, put_tiles, tile_counts, tile_sums
+from .transition import affine
+
+_SMALL = ["grad_row", "coef_row", "scale_row", "batch", "programs"]
+
+
+@triton.jit(do_not_specialize=["programs"])
+def count_kernel(mask, counts, mask_row, numel, programs, TILES: tl.constexpr):
+    """Adds the number of unmasked elements to counts int32 [batch]; integer atomics give the same sum in any order."""
+    program = tl.program_id(0)
+    row = (program // programs).to(tl.int64)
+    index = (program % programs) * (TILES * 2048) + tl.arange(0, TILES * 2048)
+    scored = tl.load(mask + row * mask_row + index, mask=index < numel, other=0) != 0
+    tl.atomic_add(counts + row, tl.sum(tile_counts(scored, TILES), axis=0))
+
+
+@triton.jit
+def gradient(
+    coef, x, v, given, mask, grad, counts, row, index, inside, given_row, mask_row, grad_row, numel,
+    SCORE: tl.constexpr, REDUCE: tl.constexpr,
+):  # fmt: skip
+    """Gradient in the velocity `v` that entered the mean. `coef` points at the row's coefficients."""
+    w = tl.load(coef + 10)
+    if SCORE == 2:
+        w = w * 0.0 + 1.0
+    slope = (2.0 * w) * tl.load(coef + 1)
+    if REDUCE == 2:
+        slope = load(grad + row * grad_row + index, inside) * slope
+    else:
+        slope = tl.load(grad + row * grad_row).to(tl.float32) * slope
+    if REDUCE == 0:
+        if counts is not None:
+            n = tl.load(counts + row).to(tl.float32)
+            slope = tl.div_rn(slope, tl.where(n == 0.0, 1.0, n))
+        else:
+            slope = tl.div_rn(slope, (row * 0 + numel).to(tl.float32))
+    residual = load(given + row * given_row + index, inside) - affine(coef, 0, x, v)
+    live = inside
+    if mask is not None:
+        live = inside & (tl.load(mask + row * mask_row + index, mask=inside, other=0) != 0)
+    return tl.where(w == 0.0, 0.0, tl.where(live, slope * residual, 0.0))
+
+
+@triton.jit
+def pulls(dot, square, guided_square, RESCALE: tl.constexpr):
+    """What a group's rescale subtracts along guided and adds along velocity, for d = dot; 0 where nothing was rescaled."""
+    _, rescaled = factor_of(square, guided_square, RESCALE)
+    norms = tl.sqrt_rn(guided_square) * tl.sqrt_rn(square)
+    through = rescaled & (norms > 0.0)
+    by_guided = tl.div_rn(dot, tl.where(rescaled, guided_square, 1.0))
+    by_velocity = tl.div_rn(dot, tl.where(through, norms, 1.0))
+    return tl.where(rescaled, by_guided, 0.0), tl.where(through, by_velocity, 0.0)
+
+
+@triton.jit(do_not_specialize=_SMALL)
+def dot_kernel(
+    sample, velocity, uncond, scale, factors, coef, given, mask, grad, counts, dots,
+    sample_row, velocity_row, uncond_row, given_row, mask_row, grad_row, coef_row, scale_row, numel, batch, programs,
+    SCORE: tl.constexpr, REDUCE: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Clamp: tile sums [tiles, batch] of gv * guided."""
+    program = tl.program_id(0)
+    row = (program // programs).to(tl.int64)
+    part = program % programs
+    index = part * (TILES * 2048) + tl.arange(0, TILES * 2048)
+    inside = index < numel
+    x = load(sample + row * sample_row + index, inside)
+    v = load(velocity + row * velocity_row + index, inside)
+    u = load(uncond + row * uncond_row + index, inside)
+    guided = combine(v, u, tl.load(scale + row * scale_row))
+    gv = gradient(
+        coef + row * coef_row, x, guided * tl.load(factors + row), given, mask, grad, counts, row, index, inside,
+        given_row, mask_row, grad_row, numel, SCORE, REDUCE,
+    )  # fmt: skip
+    put_tiles(dots, tile_sums(gv * guided, TILES), part * TILES, row, (numel + 2047) // 2048, batch, TILES)
+
+
+@triton.jit(do_not_specialize=["batch", "tiles"])
+def pulls_kernel(dots, totals, pulled, batch, tiles, LANES: tl.constexpr, UNROLL: tl.constexpr):
+    """Clamp: pulled [2, batch] from the tile sums of gv * guided and the row sums `totals` [2, batch]."""
+    row = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    present = row < batch
+    dot = add_tiles(dots, row, present, tiles, batch, UNROLL)
+    square = tl.load(totals + row, mask=present, other=0.0)
+    guided_square = tl.load(totals + batch + row, mask=present, other=0.0)
+    by_guided, by_velocity = pulls(dot, square, guided_square, CLAMP)
+    tl.store(pulled + row, by_guided, mask=present)
+    tl.store(pulled + batch + row, by_velocity, mask=present)
+
+
+@triton.jit
+def combine_backward(gv, v, guided, s, factor, by_guided, by_velocity):
+    g = factor * (gv - guided * by_guided)
+    return s * g + v * by_velocity, g - s * g
+
+
+@triton.jit(do_not_specialize=_SMALL)
+def backward_kernel(
+    sample, velocity, uncond, scale, factors, pulled, coef, given, mask, grad, counts, grad_velocity, grad_uncond,
+    sample_row, velocity_row, uncond_row, given_row, mask_row, grad_velocity_row, grad_uncond_row,
+    grad_row, coef_row, scale_row, numel, batch, programs,
+    RESCALE: tl.constexpr, SCORE: tl.constexpr, REDUCE: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """Gradients of TILES tiles of one row; every form but the token rescale."""
+    program = tl.program_id(0)
+    row = (program // programs).to(tl.int64)
+    index = (program % programs) * (TILES * 2048) + tl.arange(0, TILES * 2048)
+    inside = index < numel
+    x = load(sample + row * sample_row + index, inside)
+    v = load(velocity + row * velocity_row + index, inside)
+    entered = v
+    if uncond is not None:
+        u = load(uncond + row * uncond_row + index, inside)
+        s = tl.load(scale + row * scale_row)
+        guided = combine(v, u, s)
+        entered = guided
+        if RESCALE != NONE:
+            factor = tl.load(factors + row)
+            entered = guided * factor
+    gv = gradient(
+        coef + row * coef_row, x, entered, given, mask, grad, counts, row, index, inside,
+        given_row, mask_row, grad_row, numel, SCORE, REDUCE,
+    )  # fmt: skip
+    if uncond is None:
+        store(grad_velocity + row * grad_velocity_row + index, gv, inside)
+    else:
+        if RESCALE == NONE:
+            in_velocity = s * gv
+            in_uncond = gv - in_velocity
+        else:
+            by_guided = tl.load(pulled + row)
+            by_velocity = tl.load(pulled + batch + row)
+            in_velocity, in_uncond = combine_backward(gv, v, guided, s, factor, by_guided, by_velocity)
+        store(grad_velocity + row * grad_velocity_row + index, in_velocity, inside)
+        if grad_uncond is not None:
+            store(grad_uncond + row * grad_uncond_row + index, in_uncond, inside)
+
+
+@triton.jit(do_not_specialize=["grad_row", "coef_row", "scale_row", "tokens", "programs", "channels"])
+def token_backward_kernel(
+    sample, velocity, uncond, scale, coef, given, mask, grad, counts, grad_velocity, grad_uncond,
+    sample_row, velocity_row, uncond_row, given_row, mask_row, grad_velocity_row, grad_uncond_row,
+    grad_row, coef_row, scale_row, numel, tokens, programs, channels, inner,
+    SCORE: tl.constexpr, REDUCE: tl.constexpr, TOKENS: tl.constexpr, LOG: tl.constexpr,
+):  # fmt: skip
+    """Gradients of TOKENS tokens of one row, under the token rescale."""
+    program = tl.program_id(0)
+    row = (program // programs).to(tl.int64)
+    _, index, _, inside = token_index((program % programs) * TOKENS, tokens, channels, inner, TOKENS, LOG)
+    x = load(sample + row * sample_row + index, inside)
+    v = load(velocity + row * velocity_row + index, inside)
+    u = load(uncond + row * uncond_row + index, inside)
+    s = tl.load(scale + row * scale_row)
+    guided = combine(v, u, s)
+    square, guided_square = fold(v * v, TOKENS, LOG), fold(guided * guided, TOKENS, LOG)
+    factor, _ = factor_of(square, guided_square, TOKEN)
+    gv = gradient(
+        coef + row * coef_row, x, guided * factor[:, None], given, mask, grad, counts, row, index, inside,
+        given_row, mask_row, grad_row, numel, SCORE, REDUCE,
+    )  # fmt: skip
+    by_guided, by_velocity = pulls(fold(gv * guided, TOKENS, LOG), square, guided_square, TOKEN)
+    in_velocity, in_uncond = combine_backward(
+        gv, v, guided, s, factor[:, None], by_guided[:, None], by_velocity[:, None]
+    )
+    store(grad_velocity + row * grad_velocity_row + index, in_velocity, inside)
+    if grad_uncond is not None:
+        store(grad_uncond + row * grad_uncond_row + index, in_uncond, inside)

@@ -1,0 +1,97 @@
+"""Row sums whose bits do not depend on grid, threads or batch.
+
+A row is cut into tiles of 2,048 elements, padded with zeros. A tile is folded by halves (s[:h] += s[h:2h] for h = 1024 .. 1),
+then the tile sums are added from left to right. A row that one program covers is summed there. For longer rows the programs
+write their tile sums to scratch [tiles, batch] and `finish_kernel` adds them.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def fold(x, ROWS: tl.constexpr, LOG: tl.constexpr):
+    """[ROWS, 2^LOG] -> [ROWS] by folding halves."""
+    for i in tl.static_range(LOG):
+        x = tl.sum(tl.reshape(x, [ROWS, 2, 1 << (LOG - 1 - i)]), axis=1)
+    return tl.reshape(x, [ROWS])
+
+
+@triton.jit
+def tile_sums(x, TILES: tl.constexpr):
+    """Block of TILES * 2,048 values -> [TILES] tile sums."""
+    return fold(tl.reshape(x, [TILES, 2048]), TILES, 11)
+
+
+@triton.jit
+def tile_counts(inside, TILES: tl.constexpr):
+    """Block of conditions -> int32 [TILES]: how many hold in each tile."""
+    return tl.sum(tl.reshape(inside.to(tl.int32), [TILES, 2048]), axis=1)
+
+
+@triton.jit
+def in_order(x, TILES: tl.constexpr):
+    """[TILES] -> their sum from left to right. The other terms of each `tl.sum` are zeros, so it selects."""
+    place = tl.arange(0, TILES)
+    total = tl.sum(tl.where(place == 0, x, 0.0), axis=0)
+    for i in tl.static_range(1, TILES):
+        total = total + tl.sum(tl.where(place == i, x, 0.0), axis=0)
+    return total
+
+
+@triton.jit
+def put_tiles(scratch, values, first_tile, row, tiles, batch, TILES: tl.constexpr):
+    """Writes [TILES] values of one row to scratch [tiles, batch]."""
+    tile = first_tile + tl.arange(0, TILES)
+    tl.store(scratch + tile.to(tl.int64) * batch + row, values, mask=tile < tiles)
+
+
+@triton.jit
+def add_tiles(scratch, row, present, tiles, batch, UNROLL: tl.constexpr):
+    """Sums of scratch [tiles, batch] over tiles, in order, for a vector of rows. UNROLL loads are in flight at a time."""
+    total = tl.load(scratch + row, mask=present, other=0)
+    for start in range(1, tiles, UNROLL):
+        for i in tl.static_range(UNROLL):
+            tile = tl.zeros_like(row) + (start + i)
+            value = tl.load(scratch + tile.to(tl.int64) * batch + row, mask=present & (tile < tiles), other=0)
+            total = total + value
+    return total
+
+
+@triton.jit
+def score(c0, w, total, n, SCORE: tl.constexpr, REDUCE: tl.constexpr):
+    """log_prob of rows with `n` scored elements and sum of squares `total`, float32."""
+    if SCORE >= 1:
+        c0 = tl.zeros_like(c0)
+    if SCORE == 2:
+        w = tl.zeros_like(w) + 1.0
+    n = n.to(tl.float32)
+    if REDUCE == 0:
+        value = tl.where(w == 0.0, c0, c0 - w * tl.div_rn(total, tl.where(n == 0.0, 1.0, n)))
+    else:
+        value = tl.where(w == 0.0, n * c0, n * c0 - w * total)
+    return tl.where(n == 0.0, 0.0, value)
+
+
+@triton.jit(do_not_specialize=["coef_row", "log_prob_row", "flags_row", "batch", "tiles", "numel"])
+def finish_kernel(
+    sums, counts, marks, coef, log_prob, flags,
+    coef_row, log_prob_row, flags_row, batch, tiles, numel,
+    SCORE: tl.constexpr, REDUCE: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """Second pass of a step over long rows: log_prob and flags of LANES rows per program from their tiles' scratch."""
+    row = tl.program_id(0) * LANES + tl.arange(0, LANES)
+    present = row < batch
+    wide = row.to(tl.int64)
+    if log_prob is not None:
+        total = add_tiles(sums, row, present, tiles, batch, UNROLL)
+        if counts is not None:
+            n = add_tiles(counts, row, present, tiles, batch, UNROLL)
+        else:
+            n = tl.zeros_like(row) + numel
+        c0 = tl.load(coef + wide * coef_row + 9, mask=present, other=0.0)
+        w = tl.load(coef + wide * coef_row + 10, mask=present, other=0.0)
+        tl.store(log_prob + wide * log_prob_row, score(c0, w, total, n, SCORE, REDUCE), mask=present)
+    if flags is not None:
+        bad = add_tiles(marks, row, present, tiles, batch, UNROLL)
+        tl.store(flags + wide * flags_row, (bad > 0).to(tl.int32), mask=present)

@@ -1,0 +1,126 @@
+"""The step: one affine Gaussian transition of a batch of rows, with everything that is wanted from it, in one pass.
+
+    v = velocity, or uncond + scale * (velocity - uncond), times a factor under a rescale
+    mean = a*x + b*v    clean = p*x + q*v    ode_next = ode_a*x + ode_b*v
+    next = mean + std*z, or mean where std == 0, or the given value
+    score of (next as stored - mean), summed over the row; a flag for rows that are not finite
+
+Every product and sum is rounded on its own: launch with `enable_fp_fusion=False`. Programs are rows times blocks of a row, on
+grid axis 0. Absent tensors are None, which Triton specializes on.
+"""
+
+import triton
+import triton.language as tl
+
+from .convert import load, rounded, store
+from .guidance import NONE, combine, factor_at
+from .philox import normal
+from .reduce import in_order, put_tiles, score, tile_counts, tile_sums
+
+_SMALL = ["coef_row", "scale_row", "seed_row", "step_row", "log_prob_row", "flags_row", "stream", "offset", "groups"]
+_SMALL += ["channels", "batch", "programs"]
+
+
+@triton.jit
+def affine(coef, column: tl.constexpr, x, v):
+    """coef[column] * x + coef[column + 1] * v."""
+    return tl.load(coef + column) * x + tl.load(coef + column + 1) * v
+
+
+@triton.jit
+def is_finite(x):
+    return tl.abs(x) < float("inf")
+
+
+@triton.jit(do_not_specialize=_SMALL)
+def step_kernel(
+    sample, velocity, uncond, scale, factors, coef, noise, seeds, step, given, mask,
+    next_sample, log_prob, clean, ode_next, mean_out, flags, sums, counts, marks,
+    sample_row, velocity_row, uncond_row, noise_row, given_row, mask_row,
+    next_row, clean_row, ode_row, mean_row,
+    log_prob_row, flags_row, coef_row, scale_row, seed_row, step_row,
+    stream, offset, groups, channels, inner, numel, batch, programs,
+    RESCALE: tl.constexpr, SCORE: tl.constexpr, REDUCE: tl.constexpr, SCORE_ROUNDED: tl.constexpr,
+    NEXT: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """TILES tiles of one row. WHOLE: the program has the whole row and finishes its score; otherwise scratch [tiles, batch]
+    `sums` (and `counts` under a mask) and `marks` are left to `finish_kernel`. NEXT: dtype that next_sample is kept in.
+    """
+    program = tl.program_id(0)
+    row = (program // programs).to(tl.int64)
+    part = program % programs
+    begin = part * (TILES * 2048)
+    index = begin + tl.arange(0, TILES * 2048)
+    inside = index < numel
+    tiles = (numel + 2047) // 2048
+    coef += row * coef_row
+
+    x = load(sample + row * sample_row + index, inside)
+    v = load(velocity + row * velocity_row + index, inside)
+    if uncond is not None:
+        u = load(uncond + row * uncond_row + index, inside)
+        v = combine(v, u, tl.load(scale + row * scale_row))
+        if RESCALE != NONE:
+            v = v * factor_at(factors + row * groups, index, inside, channels, inner, RESCALE)
+
+    mean = affine(coef, 0, x, v)
+    if given is not None:
+        value = load(given + row * given_row + index, inside)
+        kept = value
+    else:
+        if noise is not None:
+            std = tl.load(coef + 2)
+            z = load(noise + row * noise_row + index, inside)
+            value = tl.where(std == 0.0, mean, mean + std * z)
+        elif seeds is not None:
+            std = tl.load(coef + 2)
+            seed = tl.load(seeds + row * seed_row)
+            z = normal(seed, tl.load(step + row * step_row), stream, offset.to(tl.int64) + begin, TILES * 2048)
+            value = tl.where(std == 0.0, mean, mean + std * z)
+        else:
+            value = mean
+        kept = rounded(value, NEXT)
+
+    if log_prob is not None:
+        if SCORE_ROUNDED:
+            residual = kept - mean
+        else:
+            residual = value - mean
+        scored = inside
+        if mask is not None:
+            scored = inside & (tl.load(mask + row * mask_row + index, mask=inside, other=0) != 0)
+        square = tl.where(scored, residual * residual, 0.0)
+        c0 = tl.load(coef + 9)
+        w = tl.load(coef + 10)
+        if REDUCE == 2:
+            one = tl.full([TILES * 2048], 1.0, tl.float32)
+            each = score(c0 * one, w * one, square, one, SCORE, 1)
+            store(log_prob + row * log_prob_row + index, tl.where(scored, each, 0.0), inside)
+        else:
+            partial = tile_sums(square, TILES)
+            if WHOLE:
+                if mask is not None:
+                    n = tl.sum(tile_counts(scored, TILES), axis=0)
+                else:
+                    n = row * 0 + numel  # a tensor also where Triton made numel a constant
+                tl.store(log_prob + row * log_prob_row, score(c0, w, in_order(partial, TILES), n, SCORE, REDUCE))
+            else:
+                put_tiles(sums, partial, part * TILES, row, tiles, batch, TILES)
+                if mask is not None:
+                    put_tiles(counts, tile_counts(scored, TILES), part * TILES, row, tiles, batch, TILES)
+
+    if flags is not None:
+        bad = tile_counts(inside & ~(is_finite(mean) & is_finite(value)), TILES)
+        if WHOLE:
+            tl.store(flags + row * flags_row, (tl.sum(bad, axis=0) > 0).to(tl.int32))
+        else:
+            put_tiles(marks, bad, part * TILES, row, tiles, batch, TILES)
+
+    if clean is not None:
+        store(clean + row * clean_row + index, affine(coef, 3, x, v), inside)
+    if ode_next is not None:
+        store(ode_next + row * ode_row + index, affine(coef, 5, x, v), inside)
+    if mean_out is not None:
+        store(mean_out + row * mean_row + index, mean, inside)
+    if next_sample is not None:
+        store(next_sample + row * next_row + index, value, inside)
