@@ -1,0 +1,86 @@
+"""fastflow: cheap and exact reinforcement-learning rollouts of flow-matching and diffusion models.
+
+import fastflow as ff
+"""
+
+from __future__ import annotations
+
+import os as _os
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
+
+# A bare checkout and an editable install find `fastflow.kernels` beside this folder; a wheel has it inside.
+_here = _os.path.dirname(_os.path.abspath(__file__))
+if not _os.path.isdir(_os.path.join(_here, "kernels")):
+    __path__.append(_os.path.dirname(_here))
+
+from .dynamics import (  # noqa: E402
+    CPS,
+    DDIM,
+    ODE,
+    At,
+    DanceSDE,
+    DPMSolverSDE,
+    FlowDDIM,
+    FlowSDE,
+    Sigmas,
+    TableSDE,
+    Transitions,
+    WanSDE,
+    sigma_schedule,
+    sigmas_from,
+    sub_grid,
+)
+from .errors import BackendError, RolloutError  # noqa: E402
+from .guidance import CFG  # noqa: E402
+from .noise import Noise, sample_seeds  # noqa: E402
+from .ops import StepOutput, log_prob, step  # noqa: E402
+from .rollout import Completion, Info, Plan, Shared, Trajectory, evaluate, plan, rollout  # noqa: E402
+
+if _TYPE_CHECKING:
+    from . import models as models
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CFG",
+    "CPS",
+    "DDIM",
+    "ODE",
+    "At",
+    "BackendError",
+    "Completion",
+    "DPMSolverSDE",
+    "DanceSDE",
+    "FlowDDIM",
+    "FlowSDE",
+    "Info",
+    "Noise",
+    "Plan",
+    "RolloutError",
+    "Shared",
+    "Sigmas",
+    "StepOutput",
+    "TableSDE",
+    "Trajectory",
+    "Transitions",
+    "WanSDE",
+    "evaluate",
+    "log_prob",
+    "models",
+    "plan",
+    "rollout",
+    "sample_seeds",
+    "sigma_schedule",
+    "sigmas_from",
+    "step",
+    "sub_grid",
+]
+
+
+def __getattr__(name: str) -> _Any:
+    if name == "models":
+        import importlib
+
+        return importlib.import_module(".models", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,57 @@
+"""Which backend runs a call: by name it runs or raises, under "auto" the first that can does."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+import torch
+
+from ..errors import BackendError
+from .base import Backend, StepCall
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_ABSENT = {"cuda": "the CUDA C++ kernels are not part of this version"}
+
+
+def load(name: str) -> Backend:
+    if name not in NAMES:
+        raise ValueError(f'backend: wanted "auto" or one of {", ".join(NAMES)}, got {name!r}')
+    return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
+
+
+def unavailable(name: str) -> str | None:
+    """Why backend `name` cannot run on this machine, in words; None if it can."""
+    return _ABSENT[name] if name in _ABSENT else load(name).unavailable()
+
+
+def report() -> list[tuple[str, str | None]]:
+    """(name, reason or None) of every backend, for `fastflow doctor`."""
+    return [(name, unavailable(name)) for name in NAMES]
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for an unknown backend and BackendError for a named one that this machine cannot run."""
+    if name == "auto" or name == "reference":
+        return
+    if name not in NAMES:
+        raise ValueError(f'backend: wanted "auto" or one of {", ".join(NAMES)}, got {name!r}')
+    reason = unavailable(name)
+    if reason is not None:
+        raise BackendError(f'backend="{name}" cannot run here: {reason}. `fastflow doctor` lists what can.')
+
+
+def select(name: str, device: torch.device, call: StepCall) -> Backend:
+    """The backend for this call. Raises BackendError where a named one refuses."""
+    if name == "auto":
+        for candidate in AUTO.get(device.type, ("reference",)):
+            if unavailable(candidate) is None and load(candidate).refuse(call) is None:
+                return load(candidate)
+        return load("reference")
+    check_name(name)
+    backend = load(name)
+    reason = backend.refuse(call)
+    if reason is not None:
+        raise BackendError(f'backend="{name}" refuses this call: {reason}. Change that, or use backend="auto".')
+    return backend

@@ -1,0 +1,17 @@
+"""Errors that carry more than a message."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot run here, or cannot serve this call; the message says why."""
+
+
+class RolloutError(RuntimeError):
+    """A rollout stopped half way. `partial` is the trajectory as far as it came (None if nothing was computed yet)."""
+
+    def __init__(self, message: str, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial

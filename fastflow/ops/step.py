@@ -1,0 +1,162 @@
+"""`ff.step`: one transition of a sampler with its log-probability, clean prediction and ODE move, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import backends
+from ..backends.base import COLUMNS, STD
+from ..guidance import CFG
+from ..noise import Noise
+from . import checks, library
+
+if TYPE_CHECKING:
+    from ..dynamics import At
+
+OUTPUTS = ("next_sample", "log_prob", "clean", "ode_next", "mean", "flags")
+
+
+class StepOutput(NamedTuple):
+    """What `ff.step` was asked for; the other places are None."""
+
+    next_sample: Tensor | None = None  # [B, *], dtype of sample
+    log_prob: Tensor | None = None  # [B] float32, nats; [B, *] under reduce="none"
+    clean: Tensor | None = None  # [B, *], dtype of sample: predicted x0
+    ode_next: Tensor | None = None  # [B, *], dtype of sample: the deterministic move to sigma_next
+    mean: Tensor | None = None  # [B, *], float32
+    flags: Tensor | None = None  # [B] int32, bit 0: a value of the row is not finite
+
+
+def step(
+    sample: Tensor,
+    velocity: Tensor,
+    at: At,
+    *,
+    noise: Noise | Tensor | None = None,
+    next_sample: Tensor | None = None,
+    uncond: Tensor | None = None,
+    guidance: CFG | None = None,
+    want: Sequence[str] | None = None,
+    out: Mapping[str, Tensor] | None = None,
+    score: str | None = None,
+    reduce: str = "mean",
+    mask: Tensor | None = None,
+    score_rounded: bool = True,
+    product_dtype: str = "float32",
+    backend: str = "auto",
+) -> StepOutput:
+    """One affine Gaussian transition, everything it yields in one pass over memory.
+
+        mean = a sample + b velocity       next_sample = mean + std z       clean = p sample + q velocity
+        ode_next = ode_a sample + ode_b velocity       log_prob = c0 - w mean((next_sample - mean)^2)
+
+    with a, b, std, ... from `at = transitions.at(i)`. Float32 arithmetic, each product and sum rounded on its own.
+
+    sample:        [B, *] float32, bfloat16, float16 (float64: reference backend), rows contiguous at any row stride.
+    velocity:      [B, *] any float dtype: noise - x0 (for DDIM what the network predicts).
+    noise:         ff.Noise (drawn in the kernel) or a tensor [B, *]. Not needed where every std is 0.
+    next_sample:   a stored transition [B, *]: replay. Excludes noise.
+    uncond, guidance: unconditional velocity [B, *] and ff.CFG: combined in front, uncond + scale (velocity - uncond).
+    want:          names among next_sample, log_prob, clean, ode_next, mean, flags. Default: next_sample, log_prob (replay: log_prob);
+                   with `out`, its keys.
+    out:           tensors to write into, {name: tensor}; no gradient then. next_sample may be `sample` itself.
+    score:         "gaussian", "gaussian_no_const" or "square"; default: the dynamics' own. Where std is 0 a Gaussian scores 0.
+    reduce, mask:  "mean" over the elements, "sum", or "none" (log_prob [B, *]); mask bool [B, *], False elements are not scored.
+    score_rounded: score the value as stored (default), or before rounding to the storage dtype.
+    product_dtype: "velocity" rounds coefficient * velocity to velocity's dtype, as torch's own expression does (reference only).
+    backend:       "auto", "reference", "cpu", "triton", "cuda". A named backend runs or raises.
+
+    Differentiable in sample, velocity and uncond (the noise is a constant; log_prob takes next_sample as a constant).
+    Raises ValueError or TypeError naming the argument, BackendError where a named backend cannot serve the call.
+    Source: DESIGN of this library, "one idea"; every sampler of the field is this map with its own coefficients.
+    """
+    sample = checks.state(sample)
+    velocity = checks.like("velocity", velocity, sample)
+    coef = checks.coefficients(at, sample)
+    velocity, uncond, scale, rescale, token = checks.guided(velocity, uncond, guidance, sample)
+    score_index, reduce_index = checks.scoring(at, score, reduce)
+    names = _wanted(want, out, replay=next_sample is not None)
+    if product_dtype not in ("float32", "velocity"):
+        raise ValueError(f'product_dtype: wanted "float32" or "velocity", got {product_dtype!r}')
+    if mask is not None:
+        mask = checks.like("mask", mask, sample, kind="bool")
+    explicit = seeds = counter = None
+    stream = offset = 0
+    if next_sample is not None:
+        if noise is not None:
+            raise ValueError("noise: wanted None beside next_sample (a replay draws nothing), got both")
+        next_sample = checks.like("next_sample", next_sample, sample)
+    elif isinstance(noise, Noise):
+        if noise.seeds.shape[0] != sample.shape[0]:
+            raise ValueError(f"noise.seeds: wanted one per row of sample, {sample.shape[0]}, got {noise.seeds.shape[0]}")
+        seeds, counter = noise.counters(sample.device)
+        stream, offset = noise.stream, noise.offset
+    elif noise is not None:
+        explicit = checks.like("noise", noise, sample)
+    elif ("next_sample" in names or "log_prob" in names) and not _deterministic(at, coef):
+        raise ValueError("noise: wanted ff.Noise(seeds, step) or a tensor [B, *], since std is not 0 here, got None")
+    backends.check_name(backend)
+    inputs = (
+        sample, velocity, uncond, coef, scale, explicit, seeds, counter, next_sample, mask, token, stream, offset,
+        score_index, reduce_index, score_rounded,
+    )  # fmt: skip
+    if out is None:
+        wanted = [name in names for name in OUTPUTS]
+        made = torch.ops.fastflow.step(*inputs, sample.dtype, rescale, product_dtype, backend, wanted)
+        return StepOutput(*(t if w else None for t, w in zip(made, wanted, strict=True)))
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (sample, velocity, uncond)):
+        raise ValueError("out: wanted no gradient beside out=, got an input that requires one; use torch.no_grad() or drop out=")
+    slots = _slots(names, out, sample, reduce_index)
+    stored = slots[0].dtype if slots[0] is not None else sample.dtype
+    torch.ops.fastflow.step_out(*inputs, stored, rescale, product_dtype, backend, *slots)
+    return StepOutput(*slots)
+
+
+def _wanted(want: Sequence[str] | None, out: Mapping[str, Tensor] | None, *, replay: bool) -> tuple[str, ...]:
+    if want is None:
+        want = tuple(out) if out is not None else ("log_prob",) if replay else ("next_sample", "log_prob")
+    elif isinstance(want, str):
+        want = (want,)
+    for name in (*want, *(out or ())):
+        if name not in OUTPUTS:
+            raise ValueError(f"want: wanted names among {', '.join(OUTPUTS)}, got {name!r}")
+    return tuple(want)
+
+
+def _slots(
+    names: Sequence[str], out: Mapping[str, Tensor], sample: Tensor, reduce: int
+) -> list[Tensor | None]:
+    """The given slots, checked, and fresh tensors for wanted outputs that have none."""
+    fresh = library.slots(sample, sample.dtype, reduce, [name in names and name not in out for name in OUTPUTS])
+    shape, rows = tuple(sample.shape), (sample.shape[0],)
+    shapes = {"log_prob": shape if reduce == 2 else rows, "flags": rows}
+    return [
+        checks.slot(name, out[name], sample, shapes.get(name, shape)) if name in out else made
+        for name, made in zip(OUTPUTS, fresh, strict=True)
+    ]
+
+
+def _deterministic(at: At, coef: Tensor) -> bool:
+    """Whether every std is known on the host to be 0."""
+    if coef.device.type != "cpu":
+        return bool((at.std == 0).all())
+    return bool((coef[:, STD] == 0).all())
+
+
+def draw(noise: Noise, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal draws [B, *shape]: a transition from zero with std 1."""
+    batch = noise.seeds.shape[0]
+    zero = torch.zeros((batch, *shape), dtype=torch.float64 if dtype == torch.float64 else torch.float32, device=device)
+    coef = torch.zeros((1, COLUMNS), dtype=zero.dtype, device=device)
+    coef[:, STD] = 1.0
+    result = torch.empty_like(zero, dtype=dtype)
+    seeds, counter = noise.counters(device)
+    torch.ops.fastflow.step_out(
+        zero, zero, None, coef, None, None, seeds, counter, None, None, (1, 1, 1), noise.stream, noise.offset, 0, 0, True,
+        dtype, "none", "float32", "auto", result, None, None, None, None, None,
+    )  # fmt: skip
+    return result

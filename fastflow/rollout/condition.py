@@ -1,0 +1,106 @@
+"""Conditioning as a pytree with one entry per prompt, gathered for the rows of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A part of the conditioning that passes to the network as it is, whatever the rows."""
+
+    value: Any
+
+
+def tree_map(function: Callable[[str, Any], Any], tree: Any, path: str) -> Any:
+    """The tree with function(path, leaf) at its leaves. Dicts and tuples are inner nodes; lists are leaves."""
+    if isinstance(tree, dict):
+        return {key: tree_map(function, value, f"{path}[{key!r}]") for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        parts = [tree_map(function, value, f"{path}[{i}]") for i, value in enumerate(tree)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return function(path, tree)
+
+
+def check(tree: Any, prompts: int, name: str, *, broadcast: bool = False) -> None:
+    """Every entry is one per prompt (or, with broadcast, one for all). Raises ValueError or TypeError naming the entry."""
+
+    def leaf(path: str, value: Any) -> None:
+        if value is None or isinstance(value, Shared):
+            return
+        if isinstance(value, Tensor):
+            size = value.shape[0] if value.dim() else None
+        elif isinstance(value, list):
+            size = len(value)
+        else:
+            raise TypeError(
+                f"{path}: wanted a tensor [P, ...], a list of P entries, None or ff.Shared(value), got {type(value).__name__}"
+            )
+        if size != prompts and not (broadcast and size == 1):
+            wanted = f"{prompts} (one per prompt)" + (" or 1" if broadcast else "")
+            raise ValueError(f"{path}: wanted {wanted} on axis 0, got {size}; ff.Shared(x) passes x as it is")
+
+    tree_map(leaf, tree, name)
+
+
+def prompts_of(tree: Any, name: str) -> int | None:
+    """The number of prompts that the tree's first entry names; None if it has none."""
+    sizes: list[int] = []
+
+    def leaf(path: str, value: Any) -> None:
+        if isinstance(value, Tensor) and value.dim():
+            sizes.append(value.shape[0])
+        elif isinstance(value, list):
+            sizes.append(len(value))
+
+    tree_map(leaf, tree, name)
+    return sizes[0] if sizes else None
+
+
+def gather(tree: Any, index: Tensor) -> Any:
+    """The entries of prompts `index` (int64 [N], CPU): tensors by rows of axis 0, lists by position."""
+    on_device: dict[torch.device, Tensor] = {index.device: index}
+
+    def leaf(path: str, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if value.shape[0] == 1:
+                return value.expand(index.shape[0], *value.shape[1:])
+            if value.device not in on_device:
+                on_device[value.device] = index.to(value.device, non_blocking=True)
+            return value.index_select(0, on_device[value.device])
+        if isinstance(value, list):
+            return [value[0] if len(value) == 1 else value[i] for i in index.tolist()]
+        return value
+
+    return tree_map(leaf, tree, "condition")
+
+
+def unwrap(tree: Any) -> Any:
+    """The tree as the network gets it: Shared parts as their value."""
+    return tree_map(lambda path, value: value.value if isinstance(value, Shared) else value, tree, "condition")
+
+
+def concatenate(first: Any, second: Any, path: str = "condition") -> Any:
+    """Rows of `first`, then rows of `second`. Raises ValueError where entries cannot share a call."""
+    if isinstance(first, dict):
+        if not isinstance(second, dict) or first.keys() != second.keys():
+            raise ValueError(f"negative: wanted the entries of condition at {path}, got {second if second is None else list(second)}")
+        return {key: concatenate(first[key], second[key], f"{path}[{key!r}]") for key in first}
+    if isinstance(first, tuple):
+        parts = [concatenate(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(first, second, strict=True))]
+        return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        if first.shape[1:] != second.shape[1:]:
+            raise ValueError(
+                f"negative: wanted the length of condition at {path}, {tuple(second.shape[1:])}, to share a call, got "
+                f"{tuple(first.shape[1:])}; use ff.CFG(..., calls=2)"
+            )
+        return torch.cat([first, second])
+    if isinstance(first, list) and isinstance(second, list):
+        return [*first, *second]
+    return first

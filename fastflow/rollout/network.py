@@ -1,0 +1,57 @@
+"""One evaluation of the network: the call that the rollout makes and that a trainer repeats to get the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..guidance import CFG
+from . import condition as conditioning
+
+Model = Callable[[Tensor, Tensor, Any], Tensor]
+
+
+def evaluate(
+    model: Model,
+    sample: Tensor,
+    sigma: Tensor | float,
+    condition: Any = None,
+    negative: Any = None,
+    guidance: CFG | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """(velocity [N, *], uncond [N, *] or None) as `ff.rollout` gets them.
+
+    model:     model(sample [N, *], sigma [N] float32, condition) -> velocity [N, *] in any float dtype.
+    sample:    [N, *]. sigma: a number or [N].
+    condition, negative: pytrees with one entry per *row* (tensors [N, ...], lists of N); ff.Shared parts pass as they are.
+    guidance:  ff.CFG; None: the conditional network alone. With calls=1 both halves share one call, unconditional rows
+               first; with calls=2 the unconditional call goes first.
+
+    A replay at the rollout's width and order repeats its velocities bit for bit (`traj.stats.widths`).
+    Raises ValueError or TypeError if the model returns another shape or no float tensor.
+    """
+    if not isinstance(sigma, Tensor):
+        sigma = torch.full((sample.shape[0],), float(sigma), device=sample.device)
+    if guidance is None:
+        return _call(model, sample, sigma, conditioning.unwrap(condition)), None
+    if guidance.calls == 2:
+        uncond = _call(model, sample, sigma, conditioning.unwrap(negative))
+        return _call(model, sample, sigma, conditioning.unwrap(condition)), uncond
+    both = conditioning.concatenate(negative, condition)
+    result = _call(model, torch.cat([sample, sample]), torch.cat([sigma, sigma]), conditioning.unwrap(both))
+    uncond, velocity = result.split(sample.shape[0])
+    return velocity, uncond
+
+
+def _call(model: Model, sample: Tensor, sigma: Tensor, condition: Any) -> Tensor:
+    velocity = model(sample, sigma, condition)
+    if not isinstance(velocity, Tensor):
+        raise TypeError(f"model: wanted a velocity tensor {tuple(sample.shape)}, got {type(velocity).__name__}")
+    if velocity.shape != sample.shape:
+        raise ValueError(f"model: wanted a velocity of the sample's shape {tuple(sample.shape)}, got {tuple(velocity.shape)}")
+    if not velocity.is_floating_point():
+        raise TypeError(f"model: wanted a float velocity, got {velocity.dtype}")
+    return velocity

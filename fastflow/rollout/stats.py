@@ -1,0 +1,72 @@
+"""What a rollout cost: calls, evaluations, and seconds by stage, without waiting for the device in between."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+STAGES = ("network", "step", "decode", "reward", "other")
+
+
+@dataclass
+class Stats:
+    """calls: network calls; evaluations: rows evaluated (no padding, no unconditional rows); padding: rows of padding;
+    decodes: images decoded; seconds: by stage; widths: distinct row counts of the calls with main rows; schedule_hash: of the
+    transitions."""
+
+    calls: int = 0
+    evaluations: int = 0
+    padding: int = 0
+    decodes: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    widths: tuple[int, ...] = ()
+    schedule_hash: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(state: dict[str, Any]) -> Stats:
+        return Stats(**{**state, "widths": tuple(state["widths"])})
+
+
+class Clock:
+    """Seconds by stage. On a GPU, events are recorded and read once at the end."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.events: list[tuple[str, Any, Any]] = []
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+        self.cuda = device.type == "cuda"
+        self.began = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.cuda:
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            try:
+                yield
+            finally:
+                stop.record()
+                self.events.append((name, start, stop))
+            return
+        start_time = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start_time
+
+    def read(self) -> dict[str, float]:
+        """Seconds by stage so far; "other" is the rest of the wall time. Waits for the device."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            for name, start, stop in self.events:
+                self.seconds[name] += start.elapsed_time(stop) / 1000.0
+            self.events.clear()
+        known = sum(v for k, v in self.seconds.items() if k != "other")
+        return {**self.seconds, "other": max(time.perf_counter() - self.began - known, 0.0)}

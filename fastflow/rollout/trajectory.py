@@ -1,0 +1,197 @@
+"""What a rollout returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from os import PathLike
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..dynamics import At, Sigmas, Transitions
+from .finish import Rewards
+from .stats import Stats
+
+ROWS = ("samples", "log_probs", "final", "clean", "rewards", "gains", "seeds", "prompt_index")
+
+
+class Transition(NamedTuple):
+    """A stored transition: what `ff.log_prob` needs."""
+
+    sample: Tensor  # [B, *]
+    next_sample: Tensor  # [B, *]
+    at: At  # its coefficients
+    timestep: Tensor  # float32 [B], as the schedule lists it (1000 * sigma by default)
+
+    @property
+    def sigma(self) -> Tensor:
+        """float32 [B]: what `model` is called with."""
+        sigma = self.at.sigma.to(device=self.sample.device, dtype=torch.float32)
+        return sigma.expand(self.sample.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """States, log-probabilities, clean predictions and rewards of B samples. Rows are samples everywhere.
+
+    samples   [B, M, *]  states in the rollout's dtype, at `positions` (0: initial noise, T: final)
+    log_probs [B, K]     float32, nats, of the stochastic transitions `steps`
+    final     [B, *]     the last state
+    clean     [B, S, *]  predicted clean sample from each of the `states`
+    rewards   [B, S]     of the clean predictions (or {name: [B, S]}); gains [B, S - 1]: reward after minus reward before
+    seeds, prompt_index  int64 [B]
+    transitions, sigmas  the schedule of the main chain; stats: what it cost
+
+    A part that was not asked for, or that an interrupted rollout did not reach, is None (log_probs and samples: shorter).
+    """
+
+    samples: Tensor
+    positions: tuple[int, ...]
+    log_probs: Tensor
+    steps: tuple[int, ...]
+    seeds: Tensor
+    prompt_index: Tensor
+    transitions: Transitions
+    sigmas: Sigmas
+    final: Tensor | None = None
+    clean: Tensor | None = None
+    states: tuple[int, ...] = ()
+    rewards: Rewards | None = None
+    gains: Rewards | None = None
+    stats: Stats = field(default_factory=Stats)
+
+    def __len__(self) -> int:
+        return self.samples.shape[0]
+
+    @property
+    def batch(self) -> int:
+        return self.samples.shape[0]
+
+    def transition(self, k: int) -> Transition:
+        """The k-th stored transition, 0 <= k < K (of step `steps[k]`). Raises IndexError outside."""
+        if not -len(self.steps) <= k < len(self.steps):
+            raise IndexError(f"k: wanted a stored transition, 0 to {len(self.steps) - 1}, got {k}")
+        step = self.steps[k]
+        before, after = self.positions.index(step), self.positions.index(step + 1)
+        timestep = self.transitions.timestep[step].to(device=self.samples.device, dtype=torch.float32)
+        return Transition(
+            self.samples[:, before], self.samples[:, after], self.transitions.at(step), timestep.expand(self.batch)
+        )
+
+    def set_rewards(self, rewards: Tensor | dict[str, Tensor]) -> Trajectory:
+        """A trajectory with these rewards [B, S] (or {name: [B, S]}) and their gains. Raises ValueError for another shape."""
+        named = rewards if isinstance(rewards, dict) else {"": rewards}
+        for name, values in named.items():
+            if tuple(values.shape) != (self.batch, len(self.states)):
+                label = f"rewards[{name!r}]" if name else "rewards"
+                raise ValueError(f"{label}: wanted [{self.batch}, {len(self.states)}], got {tuple(values.shape)}")
+        return replace(self, rewards=rewards, gains=gains_of(rewards))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Trajectory:
+        changed: dict[str, Any] = {}
+        for name in ROWS:
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                changed[name] = {k: function(v) for k, v in value.items()}
+            elif value is not None:
+                changed[name] = function(value)
+        return replace(self, **changed)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Trajectory:
+        """The chosen samples, always with a batch axis. An int, a slice, or indices or a bool mask [B]."""
+        if isinstance(index, int):
+            if not -self.batch <= index < self.batch:
+                raise IndexError(f"index: wanted -{self.batch} to {self.batch - 1}, got {index}")
+            index = slice(index, index + 1 or None)
+        rows = index if isinstance(index, slice) else torch.as_tensor(index)
+        return self._map(lambda t: t[rows if isinstance(rows, slice) else rows.to(t.device)])
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        """The trajectory on another device. States are never cast: there is no dtype argument."""
+        return self._map(lambda t: t.to(device))
+
+    def split(self, size: int) -> list[Trajectory]:
+        """Parts of `size` samples; the last may be shorter."""
+        if size < 1:
+            raise ValueError(f"size: wanted at least 1, got {size}")
+        return [self[i : i + size] for i in range(0, self.batch, size)]
+
+    @staticmethod
+    def cat(parts: Sequence[Trajectory]) -> Trajectory:
+        """One trajectory of all samples; costs are summed. Raises ValueError unless schedules, positions and states agree."""
+        if not parts:
+            raise ValueError("parts: wanted at least one trajectory, got none")
+        first = parts[0]
+        for i, part in enumerate(parts):
+            for name in ("positions", "steps", "states"):
+                if getattr(part, name) != getattr(first, name):
+                    raise ValueError(f"parts[{i}].{name}: wanted {getattr(first, name)} as in the first, got {getattr(part, name)}")
+            if part.transitions != first.transitions:
+                raise ValueError(f"parts[{i}].transitions: wanted {first.transitions}, as in the first, got {part.transitions}")
+
+        def joined(name: str) -> Any:
+            values = [getattr(p, name) for p in parts]
+            if any(v is None for v in values):
+                return None
+            if isinstance(values[0], dict):
+                return {k: torch.cat([v[k] for v in values]) for k in values[0]}
+            return torch.cat(values)
+
+        stats = Stats(
+            calls=sum(p.stats.calls for p in parts),
+            evaluations=sum(p.stats.evaluations for p in parts),
+            padding=sum(p.stats.padding for p in parts),
+            decodes=sum(p.stats.decodes for p in parts),
+            seconds={k: sum(p.stats.seconds.get(k, 0.0) for p in parts) for k in first.stats.seconds},
+            widths=tuple(sorted({w for p in parts for w in p.stats.widths})),
+            schedule_hash=first.stats.schedule_hash,
+        )
+        return replace(first, **{name: joined(name) for name in ROWS}, stats=stats)
+
+    def as_dict(self) -> dict[str, Tensor]:
+        """Every tensor with the batch on axis 0, for trainers that shuffle and slice dictionaries.
+
+        Beside the fields: timesteps and sigmas float32 [B, K], steps [B, K], positions [B, M], states [B, S]. Named rewards
+        become "rewards/name" and "gains/name".
+        """
+        result: dict[str, Tensor] = {}
+        for name in ROWS:
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                result.update({f"{name}/{k}": v for k, v in value.items()})
+            elif value is not None:
+                result[name] = value
+        steps, device = torch.tensor(self.steps, dtype=torch.int64), self.samples.device
+        columns = {
+            "timesteps": self.transitions.timestep[steps].float(),
+            "sigmas": self.transitions.sigma[steps].float(),
+            "steps": steps,
+            "positions": torch.tensor(self.positions, dtype=torch.int64),
+            "states": torch.tensor(self.states, dtype=torch.int64),
+        }
+        result.update({k: v.to(device).expand(self.batch, -1) for k, v in columns.items()})
+        return result
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes a safetensors file. A file that stood there is replaced only once the new one is complete; OSError else."""
+        from . import storage
+
+        storage.save(self, path)
+
+    @staticmethod
+    def load(path: str | PathLike[str], device: torch.device | str = "cpu") -> Trajectory:
+        """Reads what `save` wrote. Raises ValueError for a safetensors file that is not a trajectory."""
+        from . import storage
+
+        return storage.load(path, device)
+
+
+def gains_of(rewards: Rewards | None) -> Rewards | None:
+    """Reward after the step minus reward before it, [B, S - 1]."""
+    if rewards is None:
+        return None
+    if isinstance(rewards, dict):
+        return {name: values[:, 1:] - values[:, :-1] for name, values in rewards.items()}
+    return rewards[:, 1:] - rewards[:, :-1]
