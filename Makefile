@@ -1,0 +1,113 @@
+# Two commands set up everything they need in .venv: `make demo` and `make test`. `make` alone lists the others.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+GPU := $(shell nvidia-smi -L 2>/dev/null | grep -c '^GPU')
+
+# Without a GPU: the CPU build of torch, pinned, because a range picks a build with gigabytes of CUDA libraries.
+# With one: the torch of $(PYTHON) if it has one, else the newest.
+ifeq ($(GPU),0)
+TORCH ?= torch==2.13.0
+TORCH_FROM ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 1 --timeout 30
+else
+TORCH ?= torch>=2.6
+TORCH_FROM ?=
+VENV_FLAGS := $(shell $(PYTHON) -c 'import torch' 2>/dev/null && echo --system-site-packages)
+endif
+
+BIN := $(VENV)/bin
+RUN := $(BIN)/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+LOG := $(VENV)/log
+SOURCES := pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
+
+say = @printf '\033[1m== %s\033[0m\n' '$(1)'
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: $(VENV)/demo.stamp ## dense-reward rollout of real handwritten digits, with pictures and a report under out/
+	@$(RUN) -m fastflow rollout --model digits --steps 10 --group 16 --dense all --out out/digits
+
+.PHONY: test
+test: $(VENV)/dev.stamp ## lint, types, all tests and a short demo: what CI runs
+	@rm -rf $(LOG)
+	@$(MAKE) lint types test-demo test-package test-triton test-unit
+	$(call say,passed)
+	@tail -qn 1 $(LOG)/*.log
+
+.PHONY: lint
+lint: $(VENV)/dev.stamp ## style and the rules of the house
+	$(call say,lint)
+	@PATH="$(abspath $(BIN)):$$PATH" pre-commit run --all-files
+
+.PHONY: types
+types: $(VENV)/dev.stamp ## mypy, strict, on fastflow/
+	$(call say,types)
+	@$(RUN) -m mypy
+
+.PHONY: test-unit
+test-unit: $(VENV)/dev.stamp | $(LOG) ## unit tests
+	$(call say,unit tests)
+	@$(RUN) -m pytest -q --ignore=tests/packaging --ignore=tests/triton 2>&1 | tee $(LOG)/unit.log
+
+.PHONY: test-triton
+test-triton: $(VENV)/dev.stamp | $(LOG) ## Triton kernels, interpreted on the CPU
+	$(call say,Triton kernels in the interpreter)
+	@TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/triton 2>&1 | tee $(LOG)/triton.log
+
+.PHONY: test-package
+test-package: $(VENV)/dev.stamp | $(LOG) ## wheel in a clean environment, editable install, bare checkout
+	$(call say,package)
+	@$(RUN) -m pytest -q tests/packaging 2>&1 | tee $(LOG)/package.log
+
+.PHONY: test-demo
+test-demo: $(VENV)/dev.stamp | $(LOG) ## the demo in a short setting
+	$(call say,demo in a short setting)
+	@$(RUN) -m fastflow rollout --model digits --prompts 3,8 --group 4 --steps 5 --out $(LOG)/demo --no-progress
+
+.PHONY: bench
+bench: $(VENV)/dev.stamp ## the step benchmark on this machine
+	@$(RUN) -m fastflow bench step
+
+.PHONY: import-time
+import-time: $(VENV)/demo.stamp ## what `import fastflow` adds to `import torch`
+	@$(RUN) tests/packaging/import_time.py
+
+.PHONY: clean
+clean: ## remove what was built and written, .venv too
+	@rm -rf $(VENV) build dist out *.egg-info fastflow/*.so fastflow/_build.json
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Set-up. torch goes in first, so that what follows finds its requirement met.
+$(VENV)/torch.stamp:
+	$(call say,setting up $(VENV))
+	@command -v $(PYTHON) >/dev/null || { echo 'make: $(PYTHON) is not there; PYTHON=... names another'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo 'make: Python 3.10 or newer is needed; PYTHON=... names another'; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'make: $(PYTHON) lacks venv (on Debian: apt install python3-venv)'; exit 1; }
+	@$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
+	@$(RUN) -c 'import torch' 2>/dev/null || $(PIP) $(TORCH_FROM) '$(TORCH)'
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/torch.stamp $(SOURCES)
+	$(call say,installing fastflow and what the demo needs)
+	@$(PIP) --editable '.[demo]'
+	@$(RUN) setup.py --report
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/torch.stamp $(SOURCES)
+	$(call say,installing fastflow and what the tests need)
+	@$(PIP) --editable '.[dev]'
+	@$(RUN) setup.py --report
+	@touch $@ $(VENV)/demo.stamp
+
+$(LOG):
+	@mkdir -p $@
