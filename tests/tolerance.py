@@ -58,3 +58,11 @@ def assert_same_at_another_width(actual: Tensor, expected: Tensor, name: str = "
     scale = expected.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     error = ((actual.double() - expected.double()).abs() / scale).max()
     assert error <= REWIDTH, f"{name}: {error:.3g} of the largest value, allowed {REWIDTH:.3g}"
+
+
+# Dynamics: closed forms in float64. A few hundred ulp, for values that differ by the cancellation of sigmas near 1.
+FLOAT64 = 1e-11
+# Dynamics: schedulers that compute in float32: 6e-8 relative, amplified over a chain of steps.
+FLOAT32 = 1e-5
+# Dynamics: error ratio under halved steps against 2^order, relative, in the asymptotic range.
+ORDER_RATIO = 0.1

@@ -98,7 +98,7 @@ def sigma_schedule(steps: int, shift: float = 1.0, sigma_max: float = 1.0, sigma
     if not 0.0 <= sigma_min < sigma_max <= 1.0:
         raise ValueError(f"sigma_min, sigma_max: wanted 0 <= sigma_min < sigma_max <= 1, got {sigma_min}, {sigma_max}")
     time = torch.linspace(sigma_max, sigma_min, steps + 1, dtype=torch.float64)
-    return Sigmas(shift * time / (1.0 + (shift - 1.0) * time))
+    return Sigmas(shift * time / (shift * time + (1.0 - time)))  # the same fraction, exactly 1 at time = 1
 
 
 def sigmas_from(scheduler: Any) -> Sigmas:

@@ -207,6 +207,10 @@ def check(rows: Tensor, name: str) -> None:
     """Refuses a table that no backend can serve."""
     for step, row in enumerate(rows.tolist()):
         where = f"{name}, step {step} (sigma {row[col.SIGMA]:.6g} -> {row[col.SIGMA_NEXT]:.6g})"
+        if row[col.STD] > 0.0 and row[col.W] > torch.finfo(torch.float32).max:
+            raise ValueError(
+                f"{where}: std is {row[col.STD]:.6g}, and 1 / (2 std^2) overflows float32; take 0 for no noise"
+            )
         for label, value in zip(col.NAMES, row, strict=False):
             if not abs(value) < torch.finfo(torch.float32).max:
                 raise ValueError(
