@@ -190,7 +190,7 @@ def _pipeline(
 
     if not prompts:
         raise ValueError("prompts: wanted at least one prompt, got none")
-    pipeline = StableDiffusion3Pipeline.from_pretrained(source, torch_dtype=dtype)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(source, torch_dtype=dtype, **_left_out(source))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     with torch.no_grad():
@@ -221,6 +221,13 @@ def _pipeline(
         scheduler=pipeline.scheduler,
         decode=decode,
     )
+
+
+def _left_out(source: str) -> dict[str, None]:
+    """The components that a saved pipeline does without (an SD3 without its T5): diffusers wants them passed as None."""
+    index = Path(source) / "model_index.json"
+    parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    return {name: None for name, kind in parts.items() if isinstance(kind, list) and kind[0] is None}
 
 
 def _ready(module: Any, device: torch.device | str) -> Any:

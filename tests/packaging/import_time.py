@@ -33,4 +33,6 @@ if __name__ == "__main__":
     measure(1)  # fills the caches of bytecode and disk
     base, added = measure()
     print(f"import torch           {statistics.median(base):7.1f} ms   (median of {RUNS} processes)")
-    print(f"then import fastflow  +{statistics.median(added):7.1f} ms   (least {min(added):.1f}, most {max(added):.1f})")
+    print(
+        f"then import fastflow  +{statistics.median(added):7.1f} ms   (least {min(added):.1f}, most {max(added):.1f})"
+    )
