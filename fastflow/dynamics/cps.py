@@ -15,8 +15,8 @@ class CPS(Dynamics):
     """`(1 - sigma') clean + sigma' cos(theta) eps + sigma' sin(theta) z`, theta = noise_level * pi / 2.
 
     The amount of noise in the state is right at every step. At sigma' = 0 the step returns the clean prediction.
-    Scored by the plain square. A step's noise does not depend on the step's length, so more steps at one `noise_level` do
-    not reach the data distribution: a bias towards too little variance stays.
+    Scored by the plain square. A step's noise does not depend on the step's length, so more steps at one `noise_level`
+    do not lead to the data distribution: a bias towards too little variance stays.
 
     `noise_level`: 0 (the Euler step) to 1 (all noise fresh), one number or one per step [T].
     Source: Wang and Yu, "Coefficients-Preserving Sampling" (arXiv 2509.05952), and FlowCPS's `sde_step_with_logprob`.

@@ -9,6 +9,7 @@ from fastflow.dynamics import DDIM, ODE, DPMSolverSDE, Sigmas, Transitions, sigm
 from tests.tolerance import FLOAT32, FLOAT64
 
 diffusers = pytest.importorskip("diffusers", reason="needs diffusers: its schedulers are the comparison")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers under numpy 2
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 
 

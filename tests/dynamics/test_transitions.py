@@ -209,12 +209,34 @@ def test_rows_inside_compiled_functions() -> None:
     inside = torch.compile(lambda x, i: tr.at(i).rows(x.device) * x.sum(), fullgraph=True, backend="eager")
     for i in range(6):
         assert torch.equal(inside(x, i), tr.table()[i : i + 1] * 3.0)
-    index = torch.compile(lambda x, i: tr.at(i).rows(x.device), fullgraph=True, backend="eager")
-    assert torch.equal(index(x, torch.tensor([0, 9])), tr.table()[[0, 5]])  # a tracer cannot raise: clamped
     stack = Transitions.stack([tr, OTHER])
     stacked = torch.compile(lambda x, i, k: stack.at(i, k).rows(x.device), fullgraph=True, backend="eager")
     pick = torch.tensor([1, 3]), torch.tensor([1, 0])
     assert torch.equal(stacked(x, *pick), stack.at(*pick).rows("cpu"))
+
+
+def test_what_a_tracer_cannot_raise_is_clamped_and_flagged() -> None:
+    """The path of an index on a device, taken by the host's under a tracer."""
+    stack = Transitions.stack([TR, FlowSDE(0.9).transitions(sub_grid(SIGMAS, 2, 3))])
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def one(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        at = TR.at(index)
+        return at.rows("cpu"), at.fault
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def many(index: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        at = stack.at(index, table)
+        return at.rows("cpu"), at.fault
+
+    rows, fault = one(torch.tensor([0, 9, -1, 5]))
+    assert torch.equal(rows, TR.table()[[0, 5, 0, 5]])
+    assert fault is not None and fault.tolist() == [False, True, True, False]
+    rows, fault = many(torch.tensor([5, 3, 2, 0]), torch.tensor([0, 1, 1, 2]))
+    assert torch.equal(
+        rows, torch.stack([TR.table()[5], stack[1].table()[2], stack[1].table()[2], stack[1].table()[0]])
+    )
+    assert fault is not None and fault.tolist() == [False, True, False, True]
 
 
 def test_a_fake_table_does_not_stay() -> None:
