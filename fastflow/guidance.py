@@ -46,7 +46,9 @@ class CFG:
             raise ValueError(f"interval: wanted 0 <= low < high <= 1 in sigma, got {self.interval}")
         scale = torch.as_tensor(self.scale, dtype=torch.float64)
         if scale.dim() > 2 or not bool(torch.isfinite(scale).all()):
-            raise ValueError(f"scale: wanted finite numbers, scalar, [B], [T] or [T, B], got shape {tuple(scale.shape)}")
+            raise ValueError(
+                f"scale: wanted finite numbers, scalar, [B], [T] or [T, B], got shape {tuple(scale.shape)}"
+            )
         object.__setattr__(self, "_tables", {})
         object.__setattr__(self, "_values", scale)
 

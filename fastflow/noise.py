@@ -38,7 +38,12 @@ class Noise:
     shared: bool = False
 
     def __init__(
-        self, seeds: Tensor | Sequence[int], step: int | Tensor = 0, stream: int = 0, offset: int = 0, shared: bool = False
+        self,
+        seeds: Tensor | Sequence[int],
+        step: int | Tensor = 0,
+        stream: int = 0,
+        offset: int = 0,
+        shared: bool = False,
     ) -> None:
         seeds = check_seeds(seeds, shared=shared)
         if isinstance(step, Tensor):
@@ -51,7 +56,13 @@ class Noise:
         _check_word("stream", stream)
         if not 0 <= offset < 1 << 62 or offset % 4:
             raise ValueError(f"offset: wanted a multiple of 4, at least 0 (noise comes in fours), got {offset}")
-        for name, value in (("seeds", seeds), ("step", step), ("stream", stream), ("offset", offset), ("shared", shared)):
+        for name, value in (
+            ("seeds", seeds),
+            ("step", step),
+            ("stream", stream),
+            ("offset", offset),
+            ("shared", shared),
+        ):
             object.__setattr__(self, name, value)
 
     def counters(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -119,7 +130,9 @@ def sample_seeds(base: int, epoch: int, prompt_ids: Sequence[int] | Tensor, copi
     if copies < 1:
         raise ValueError(f"copies: wanted at least 1, got {copies}")
     if len(set(ids)) != len(ids):
-        raise ValueError(f"prompt_ids: wanted distinct ids, got {len(ids) - len(set(ids))} repeated; raise `copies` instead")
+        raise ValueError(
+            f"prompt_ids: wanted distinct ids, got {len(ids) - len(set(ids))} repeated; raise `copies` instead"
+        )
 
     def seed(prompt: int, copy: int) -> int:
         words = b"".join(int(v).to_bytes(8, "little", signed=True) for v in (base, epoch, prompt, copy))

@@ -50,7 +50,9 @@ def assert_gradient(actual: Tensor, exact: Tensor, name: str = "gradient") -> No
     """A stored gradient against float64, relative to its largest entry."""
     scale = exact.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
     error = ((actual.double() - exact).abs() / scale).max()
-    assert error <= GRADIENT[actual.dtype], f"{name}: {error:.3g} of the largest entry, allowed {GRADIENT[actual.dtype]:.3g}"
+    assert error <= GRADIENT[actual.dtype], (
+        f"{name}: {error:.3g} of the largest entry, allowed {GRADIENT[actual.dtype]:.3g}"
+    )
 
 
 def assert_same_at_another_width(actual: Tensor, expected: Tensor, name: str = "result") -> None:

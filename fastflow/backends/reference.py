@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
 from .. import philox
-from .base import B, C0, ODE_A, ODE_B, P, Q, STD, TILE, A, StepCall, W
+from .base import C0, ODE_A, ODE_B, STD, TILE, A, B, P, Q, StepCall, W
 
 
 def unavailable() -> str | None:
@@ -141,9 +140,7 @@ def _draw(rows: _Rows) -> Tensor | None:
         return rows.load(call.noise)
     if call.seeds is None or call.step is None:
         return None
-    z = philox.normal(
-        call.seeds, call.step, call.numel, stream=call.stream, offset=call.offset, dtype=rows.dtype
-    )
+    z = philox.normal(call.seeds, call.step, call.numel, stream=call.stream, offset=call.offset, dtype=rows.dtype)
     return z
 
 
@@ -228,5 +225,3 @@ def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_
     _store(grad_velocity, in_velocity)
     if grad_uncond is not None and in_uncond is not None:
         _store(grad_uncond, in_uncond)
-
-

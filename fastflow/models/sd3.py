@@ -21,7 +21,9 @@ class SD3:
 
     def __init__(self, module: Any, config: Any = None, dtype: torch.dtype | None = None) -> None:
         if not callable(module):
-            raise TypeError(f"module: wanted an SD3Transformer2DModel (or a wrapper of one), got {type(module).__name__}")
+            raise TypeError(
+                f"module: wanted an SD3Transformer2DModel (or a wrapper of one), got {type(module).__name__}"
+            )
         self.module = module
         self.config = config if config is not None else getattr(module, "config", None)
         self.dtype = dtype if dtype is not None else _first_dtype(module)

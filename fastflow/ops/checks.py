@@ -44,7 +44,9 @@ def state(sample: Any) -> Tensor:
     if sample.dtype not in STATE_DTYPES:
         raise TypeError(f"sample: wanted float32, bfloat16, float16 or float64, got {sample.dtype}")
     if sample.dim() < 2:
-        raise ValueError(f"sample: wanted [B, *] with at least one axis after the batch, got shape {tuple(sample.shape)}")
+        raise ValueError(
+            f"sample: wanted [B, *] with at least one axis after the batch, got shape {tuple(sample.shape)}"
+        )
     return rows(sample)
 
 

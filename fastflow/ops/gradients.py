@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
-from ..backends.base import ODE_A, ODE_B, P, Q, A, B, StepCall
+from ..backends.base import ODE_A, ODE_B, A, B, P, Q, StepCall
 
 
 def step_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -63,7 +63,20 @@ def log_prob_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     token, score, reduce, uncond_grad, rescale, backend = ctx.options
     result: list[Tensor | None] = [None] * 13
     in_velocity, in_uncond = torch.ops.fastflow.log_prob_backward(
-        grad, sample, velocity, next_sample, coef, uncond, scale, mask, token, score, reduce, uncond_grad, rescale, backend
+        grad,
+        sample,
+        velocity,
+        next_sample,
+        coef,
+        uncond,
+        scale,
+        mask,
+        token,
+        score,
+        reduce,
+        uncond_grad,
+        rescale,
+        backend,
     )
     result[1] = in_velocity
     if uncond is not None and uncond_grad:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,7 +92,9 @@ def step(
         next_sample = checks.like("next_sample", next_sample, sample)
     elif isinstance(noise, Noise):
         if noise.seeds.shape[0] != sample.shape[0]:
-            raise ValueError(f"noise.seeds: wanted one per row of sample, {sample.shape[0]}, got {noise.seeds.shape[0]}")
+            raise ValueError(
+                f"noise.seeds: wanted one per row of sample, {sample.shape[0]}, got {noise.seeds.shape[0]}"
+            )
         seeds, counter = noise.counters(sample.device)
         stream, offset = noise.stream, noise.offset
     elif noise is not None:
@@ -104,12 +106,18 @@ def step(
         sample, velocity, uncond, coef, scale, explicit, seeds, counter, next_sample, mask, token, stream, offset,
         score_index, reduce_index, score_rounded,
     )  # fmt: skip
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (sample, velocity, uncond))
     if out is None:
         wanted = [name in names for name in OUTPUTS]
-        made = torch.ops.fastflow.step(*inputs, sample.dtype, rescale, product_dtype, backend, wanted)
+        made = torch.ops.fastflow.step(
+            *inputs, sample.dtype, rescale, product_dtype, backend,
+            [wanted[0] or (needs_grad and wanted[1]), *wanted[1:]],  # the gradient of a score needs what was scored
+        )  # fmt: skip
         return StepOutput(*(t if w else None for t, w in zip(made, wanted, strict=True)))
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (sample, velocity, uncond)):
-        raise ValueError("out: wanted no gradient beside out=, got an input that requires one; use torch.no_grad() or drop out=")
+    if needs_grad:
+        raise ValueError(
+            "out: wanted no gradient beside out=, got an input that requires one; use torch.no_grad() or drop out="
+        )
     slots = _slots(names, out, sample, reduce_index)
     stored = slots[0].dtype if slots[0] is not None else sample.dtype
     torch.ops.fastflow.step_out(*inputs, stored, rescale, product_dtype, backend, *slots)
@@ -127,9 +135,7 @@ def _wanted(want: Sequence[str] | None, out: Mapping[str, Tensor] | None, *, rep
     return tuple(want)
 
 
-def _slots(
-    names: Sequence[str], out: Mapping[str, Tensor], sample: Tensor, reduce: int
-) -> list[Tensor | None]:
+def _slots(names: Sequence[str], out: Mapping[str, Tensor], sample: Tensor, reduce: int) -> list[Tensor | None]:
     """The given slots, checked, and fresh tensors for wanted outputs that have none."""
     fresh = library.slots(sample, sample.dtype, reduce, [name in names and name not in out for name in OUTPUTS])
     shape, rows = tuple(sample.shape), (sample.shape[0],)

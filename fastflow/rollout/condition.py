@@ -89,7 +89,9 @@ def concatenate(first: Any, second: Any, path: str = "condition") -> Any:
     """Rows of `first`, then rows of `second`. Raises ValueError where entries cannot share a call."""
     if isinstance(first, dict):
         if not isinstance(second, dict) or first.keys() != second.keys():
-            raise ValueError(f"negative: wanted the entries of condition at {path}, got {second if second is None else list(second)}")
+            raise ValueError(
+                f"negative: wanted the entries of condition at {path}, got {second if second is None else list(second)}"
+            )
         return {key: concatenate(first[key], second[key], f"{path}[{key!r}]") for key in first}
     if isinstance(first, tuple):
         parts = [concatenate(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(first, second, strict=True))]

@@ -159,9 +159,7 @@ class Engine:
             if self.store_history is not None and slot is not None:
                 self.store_history[slot, lo:hi].copy_(out["clean"])
 
-    def _step_completions(
-        self, inputs: CallInputs, rows: Tensor, velocity: Tensor, uncond: Tensor | None
-    ) -> None:
+    def _step_completions(self, inputs: CallInputs, rows: Tensor, velocity: Tensor, uncond: Tensor | None) -> None:
         """One ODE move of open completions, in place."""
         first, last = inputs.call.completions
         out = {"next_sample": rows, "flags": self.store_flags[inputs.call.step, first:last]}

@@ -53,7 +53,9 @@ class Scores:
             if wrong:
                 where = [(int(info.sample_index[i]), int(info.position[i])) for i in wrong[:8]]
                 label = f" {name!r}" if name else ""
-                raise ValueError(f"reward{label}: wanted finite numbers, got {row[wrong[0]].item()} for (sample, state) {where}")
+                raise ValueError(
+                    f"reward{label}: wanted finite numbers, got {row[wrong[0]].item()} for (sample, state) {where}"
+                )
 
     def settle(self) -> None:
         pending, self.pending = self.pending, []
@@ -73,7 +75,9 @@ def _as_rewards(values: Any, count: int, name: str) -> Tensor:
     elif isinstance(values, Sequence) or hasattr(values, "__array__"):
         tensor = torch.as_tensor(values)
     else:
-        raise TypeError(f"{label}: wanted [{count}] numbers, {{name: [{count}]}} or a Future, got {type(values).__name__}")
+        raise TypeError(
+            f"{label}: wanted [{count}] numbers, {{name: [{count}]}} or a Future, got {type(values).__name__}"
+        )
     if tensor.shape not in ((count,), (count, 1)):
         raise ValueError(f"{label}: wanted {count} numbers, one per image, got shape {tuple(tensor.shape)}")
     return tensor.reshape(count).to(device="cpu", dtype=torch.float32)

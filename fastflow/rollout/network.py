@@ -51,7 +51,9 @@ def _call(model: Model, sample: Tensor, sigma: Tensor, condition: Any) -> Tensor
     if not isinstance(velocity, Tensor):
         raise TypeError(f"model: wanted a velocity tensor {tuple(sample.shape)}, got {type(velocity).__name__}")
     if velocity.shape != sample.shape:
-        raise ValueError(f"model: wanted a velocity of the sample's shape {tuple(sample.shape)}, got {tuple(velocity.shape)}")
+        raise ValueError(
+            f"model: wanted a velocity of the sample's shape {tuple(sample.shape)}, got {tuple(velocity.shape)}"
+        )
     if not velocity.is_floating_point():
         raise TypeError(f"model: wanted a float velocity, got {velocity.dtype}")
     return velocity

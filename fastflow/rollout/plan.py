@@ -141,7 +141,9 @@ def capacity(halves: int, limits: Limits) -> int | None:
     if not bounds:
         return None
     if min(bounds) < halves:
-        raise ValueError(f"max_rows, widths: wanted at least {halves} rows (one sample and its unconditional row), got {min(bounds)}")
+        raise ValueError(
+            f"max_rows, widths: wanted at least {halves} rows (one sample and its unconditional row), got {min(bounds)}"
+        )
     return min(bounds) // halves
 
 

@@ -20,7 +20,13 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("rollout"), BarColumn(), MofNCompleteColumn(), TextColumn("calls"), TimeRemainingColumn())
+            columns = (
+                TextColumn("rollout"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("calls"),
+                TimeRemainingColumn(),
+            )
             self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
             self.task = self.bar.add_task("rollout", total=self.total)
             self.bar.start()

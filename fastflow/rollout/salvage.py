@@ -28,22 +28,32 @@ class Salvage:
     def __enter__(self) -> Salvage:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None or isinstance(error, (SystemExit, GeneratorExit)):
             return
         where = self.engine.doing
         partial: Any = self.engine.trajectory() if hasattr(self.engine, "seeds") else None
         if isinstance(error, KeyboardInterrupt):
-            raise RolloutInterrupted(f"rollout interrupted at {where}; what was computed is in .partial", partial) from error
+            raise RolloutInterrupted(
+                f"rollout interrupted at {where}; what was computed is in .partial", partial
+            ) from error
         if isinstance(error, FloatingPointError):
             raise RolloutError(f"{error}; what was computed is in .partial", partial) from error
         advice = f": lower {_knob(where)}" if is_out_of_memory(error) else ""
-        message = f"rollout failed at {where}{advice}: {type(error).__name__}: {error}; what was computed is in .partial"
+        message = (
+            f"rollout failed at {where}{advice}: {type(error).__name__}: {error}; what was computed is in .partial"
+        )
         raise RolloutError(message, partial) from error
 
 
 def _knob(where: str) -> str:
-    return "max_decode (clean samples per decode)" if where.startswith(("decode", "reward")) else "max_rows (rows per network call)"
+    return (
+        "max_decode (clean samples per decode)"
+        if where.startswith(("decode", "reward"))
+        else "max_rows (rows per network call)"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

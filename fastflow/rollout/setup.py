@@ -214,10 +214,14 @@ def _transitions(dynamics: Any, sigmas: Sigmas, steps: Sequence[int] | None) -> 
         if steps is not None:
             raise ValueError("steps: wanted None beside ready transitions; give `steps` to dynamics.transitions(...)")
         if len(dynamics) != sigmas.steps:
-            raise ValueError(f"dynamics: wanted {sigmas.steps} transitions, one per step of sigmas, got {len(dynamics)}")
+            raise ValueError(
+                f"dynamics: wanted {sigmas.steps} transitions, one per step of sigmas, got {len(dynamics)}"
+            )
         return dynamics
     if not hasattr(dynamics, "transitions"):
-        raise TypeError(f"dynamics: wanted ff.FlowSDE(...), ff.CPS(...), ... or ff.Transitions, got {type(dynamics).__name__}")
+        raise TypeError(
+            f"dynamics: wanted ff.FlowSDE(...), ff.CPS(...), ... or ff.Transitions, got {type(dynamics).__name__}"
+        )
     result: Transitions = dynamics.transitions(sigmas, steps=None if steps is None else list(steps))
     return result
 
@@ -246,7 +250,9 @@ def _check_initial(initial: Any, batch: int, shape: tuple[int, ...], dtype: torc
         if tuple(initial.shape) != (batch, *shape):
             raise ValueError(f"initial: wanted states {(batch, *shape)}, got {tuple(initial.shape)}")
         if not initial.is_floating_point() or torch.promote_types(initial.dtype, dtype) != dtype:
-            raise TypeError(f"initial: wanted {dtype} (state_dtype) or narrower, got {initial.dtype}; cast it yourself if you mean it")
+            raise TypeError(
+                f"initial: wanted {dtype} (state_dtype) or narrower, got {initial.dtype}; cast it yourself if you mean it"
+            )
         return
     if isinstance(initial, Noise):
         if initial.seeds.shape[0] != batch:
@@ -254,7 +260,9 @@ def _check_initial(initial: Any, batch: int, shape: tuple[int, ...], dtype: torc
     elif initial is not None:
         raise TypeError(f"initial: wanted None, ff.Noise(seeds) or the states, got {type(initial).__name__}")
     if float(sigmas[0]) < 1.0 - 1e-4:
-        raise ValueError(f"initial: wanted the states [B, *], since the schedule starts at sigma {float(sigmas[0]):.4g}, not at noise; got {initial}")
+        raise ValueError(
+            f"initial: wanted the states [B, *], since the schedule starts at sigma {float(sigmas[0]):.4g}, not at noise; got {initial}"
+        )
 
 
 def _prompt_index(index: Any, batch: int, prompts: int | None) -> Tensor:
@@ -262,7 +270,9 @@ def _prompt_index(index: Any, batch: int, prompts: int | None) -> Tensor:
         if prompts is None:
             return torch.zeros(batch, dtype=torch.int64)
         if prompts == 0 or batch % prompts:
-            raise ValueError(f"prompt_index: wanted int64 [{batch}], since {batch} rows do not divide among {prompts} prompts, got None")
+            raise ValueError(
+                f"prompt_index: wanted int64 [{batch}], since {batch} rows do not divide among {prompts} prompts, got None"
+            )
         return torch.arange(prompts).repeat_interleave(batch // prompts)
     index = torch.as_tensor(index, device="cpu")
     if index.dtype not in (torch.int64, torch.int32) or index.shape != (batch,):
@@ -284,16 +294,25 @@ def _guidance(guidance: Any, negative: Any, condition: Any, batch: int, length: 
     values = guidance.values
     if values.dim() == 1:
         if batch == length and values.shape[0] == batch:
-            raise ValueError(f"guidance.scale: [{batch}] could be per step or per row; give [{length}, 1] or [1, {batch}]")
+            raise ValueError(
+                f"guidance.scale: [{batch}] could be per step or per row; give [{length}, 1] or [1, {batch}]"
+            )
         if values.shape[0] not in (batch, length):
-            raise ValueError(f"guidance.scale: wanted a number, [{length}] (per step) or [{batch}] (per row), got {tuple(values.shape)}")
+            raise ValueError(
+                f"guidance.scale: wanted a number, [{length}] (per step) or [{batch}] (per row), got {tuple(values.shape)}"
+            )
     if values.dim() == 2 and (values.shape[0] not in (1, length) or values.shape[1] not in (1, batch)):
         raise ValueError(f"guidance.scale: wanted [{length}, {batch}] (or 1 for either), got {tuple(values.shape)}")
     return guidance
 
 
 def _limits(
-    lockstep: str, main_rows: int | None, max_rows: int | None, max_decode: int | None, widths: Any, guidance: CFG | None
+    lockstep: str,
+    main_rows: int | None,
+    max_rows: int | None,
+    max_decode: int | None,
+    widths: Any,
+    guidance: CFG | None,
 ) -> Limits:
     if lockstep not in ("exact", "full"):
         raise ValueError(f'lockstep: wanted "exact" or "full", got {lockstep!r}')
@@ -301,7 +320,10 @@ def _limits(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}: wanted an int of at least 1, or None, got {value!r}")
     if main_rows is not None and lockstep == "full":
-        raise ValueError('main_rows: wanted None beside lockstep="full", whose calls mix main rows and completions, got ' + str(main_rows))
+        raise ValueError(
+            'main_rows: wanted None beside lockstep="full", whose calls mix main rows and completions, got '
+            + str(main_rows)
+        )
     if widths is not None:
         widths = tuple(int(w) for w in widths)
         halves = 2 if guidance is not None and guidance.calls == 1 else 1
@@ -317,5 +339,7 @@ def _device(device: Any, initial: Any, condition: Any, seeds: Tensor) -> torch.d
     if isinstance(initial, Tensor):
         return initial.device
     found: list[torch.device] = []
-    conditioning.tree_map(lambda _, v: found.append(v.device) if isinstance(v, Tensor) else None, condition, "condition")
+    conditioning.tree_map(
+        lambda _, v: found.append(v.device) if isinstance(v, Tensor) else None, condition, "condition"
+    )
     return found[0] if found else seeds.device

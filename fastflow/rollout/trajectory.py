@@ -127,9 +127,13 @@ class Trajectory:
         for i, part in enumerate(parts):
             for name in ("positions", "steps", "states"):
                 if getattr(part, name) != getattr(first, name):
-                    raise ValueError(f"parts[{i}].{name}: wanted {getattr(first, name)} as in the first, got {getattr(part, name)}")
+                    raise ValueError(
+                        f"parts[{i}].{name}: wanted {getattr(first, name)} as in the first, got {getattr(part, name)}"
+                    )
             if part.transitions != first.transitions:
-                raise ValueError(f"parts[{i}].transitions: wanted {first.transitions}, as in the first, got {part.transitions}")
+                raise ValueError(
+                    f"parts[{i}].transitions: wanted {first.transitions}, as in the first, got {part.transitions}"
+                )
 
         def joined(name: str) -> Any:
             values = [getattr(p, name) for p in parts]
