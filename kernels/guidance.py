@@ -1,7 +1,7 @@
-"""Classifier-free guidance: the combine, and the factors that bring a combined velocity back to the conditional one's norm.
+"""Classifier-free guidance: the combine, and the factors that bring a combined velocity back to the conditional norm.
 
-Factors are written before the step, by kernels of their own: float32 [batch, groups], one per token ("token", groups = outer *
-inner of a row seen as [outer, channels, inner]) or one per row ("clamp", groups = 1).
+Factors are written before the step, by kernels of their own: float32 [batch, groups], one per token ("token", groups =
+outer * inner of a row seen as [outer, channels, inner]) or one per row ("clamp", groups = 1).
 """
 
 import triton
@@ -36,17 +36,14 @@ def factor_of(square, guided_square, RESCALE: tl.constexpr):
     """sqrt(square) / sqrt(guided_square), or 1 where nothing is to be rescaled; and whether it was."""
     norm = tl.sqrt_rn(square)
     guided_norm = tl.sqrt_rn(guided_square)
-    if RESCALE == TOKEN:
-        rescaled = guided_norm != 0.0
-    else:
-        rescaled = guided_norm > norm
+    rescaled = guided_norm != 0.0 if RESCALE == TOKEN else guided_norm > norm
     factor = tl.div_rn(norm, tl.where(guided_norm == 0.0, 1.0, guided_norm))
     return tl.where(rescaled, factor, 1.0), rescaled
 
 
 @triton.jit
 def token_index(begin, tokens, channels, inner, TOKENS: tl.constexpr, LOG: tl.constexpr):
-    """Tokens begin .. of a row: their numbers [TOKENS], their elements [TOKENS, 2^LOG], which tokens and elements exist."""
+    """TOKENS tokens of a row: their numbers [TOKENS], elements [TOKENS, 2^LOG], and which of either exist."""
     token = begin + tl.arange(0, TOKENS)
     channel = tl.arange(0, 1 << LOG)
     index = ((token // inner) * channels * inner + token % inner)[:, None] + (channel * inner)[None, :]
@@ -54,7 +51,7 @@ def token_index(begin, tokens, channels, inner, TOKENS: tl.constexpr, LOG: tl.co
     return token, index, present, present[:, None] & (channel < channels)[None, :]
 
 
-@triton.jit(do_not_specialize=["scale_row", "tokens", "programs", "channels"])
+@triton.jit(do_not_specialize=["scale_row", "tokens", "programs"])
 def token_factor_kernel(
     velocity, uncond, scale, factors,
     velocity_row, uncond_row, scale_row, tokens, programs, channels, inner,
@@ -96,7 +93,7 @@ def sample_square_kernel(
 def sample_factor_kernel(
     squares, guided_squares, factors, totals, batch, tiles, LANES: tl.constexpr, UNROLL: tl.constexpr
 ):
-    """factors [batch] from the tile sums; totals [2, batch], where wanted, keeps the two row sums for the backward pass."""
+    """factors [batch] from the tile sums; totals [2, batch], where wanted, keeps both row sums for the backward."""
     row = tl.program_id(0) * LANES + tl.arange(0, LANES)
     present = row < batch
     square = add_tiles(squares, row, present, tiles, batch, UNROLL)

@@ -1,9 +1,9 @@
 """Closed-form gradient of log_prob in velocity and uncond.
 
-gradient in the (guided) velocity:  gv = grad * 2*w*b / n * (given - mean), 0 where masked or w == 0
-through the combine:                grad_velocity = scale * gv,  grad_uncond = gv - scale * gv
-through a rescale with factor f:    g = f * (gv - guided * d / S(guided^2)),  d = S(gv * guided) over the token or row
-                                    grad_velocity = scale * g + velocity * d / (|guided| |velocity|),  grad_uncond = g - scale * g
+In the velocity that entered the mean, gv = grad * 2*w*b / n * (given - mean), 0 where masked or w == 0. Then
+    combine:           grad_velocity = scale * gv,  grad_uncond = gv - scale * gv
+    rescale, factor f: g = f * (gv - guided * d / S(guided^2)),  d = S(gv * guided) over the token or row,
+                       grad_velocity = scale * g + velocity * d / (|guided| |velocity|),  grad_uncond = g - scale * g
 """
 
 import triton
@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .convert import load, store
 from .guidance import CLAMP, NONE, TOKEN, combine, factor_of, token_index
-from .reduce import add_tiles, fold, put_tiles, tile_counts, tile_sums
+from .reduce import add_tiles, count, fold, put_tiles, tile_sums
 from .transition import affine
 
 _SMALL = ["grad_row", "coef_row", "scale_row", "batch", "programs"]
@@ -24,7 +24,7 @@ def count_kernel(mask, counts, mask_row, numel, programs, TILES: tl.constexpr):
     row = (program // programs).to(tl.int64)
     index = (program % programs) * (TILES * 2048) + tl.arange(0, TILES * 2048)
     scored = tl.load(mask + row * mask_row + index, mask=index < numel, other=0) != 0
-    tl.atomic_add(counts + row, tl.sum(tile_counts(scored, TILES), axis=0))
+    tl.atomic_add(counts + row, count(scored))
 
 
 @triton.jit
@@ -56,7 +56,7 @@ def gradient(
 
 @triton.jit
 def pulls(dot, square, guided_square, RESCALE: tl.constexpr):
-    """What a group's rescale subtracts along guided and adds along velocity, for d = dot; 0 where nothing was rescaled."""
+    """What a group's rescale takes away along guided and adds along velocity; 0 where nothing was rescaled."""
     _, rescaled = factor_of(square, guided_square, RESCALE)
     norms = tl.sqrt_rn(guided_square) * tl.sqrt_rn(square)
     through = rescaled & (norms > 0.0)
@@ -149,7 +149,7 @@ def backward_kernel(
             store(grad_uncond + row * grad_uncond_row + index, in_uncond, inside)
 
 
-@triton.jit(do_not_specialize=["grad_row", "coef_row", "scale_row", "tokens", "programs", "channels"])
+@triton.jit(do_not_specialize=["grad_row", "coef_row", "scale_row", "tokens", "programs"])
 def token_backward_kernel(
     sample, velocity, uncond, scale, coef, given, mask, grad, counts, grad_velocity, grad_uncond,
     sample_row, velocity_row, uncond_row, given_row, mask_row, grad_velocity_row, grad_uncond_row,

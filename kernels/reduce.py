@@ -1,8 +1,8 @@
 """Row sums whose bits do not depend on grid, threads or batch.
 
-A row is cut into tiles of 2,048 elements, padded with zeros. A tile is folded by halves (s[:h] += s[h:2h] for h = 1024 .. 1),
-then the tile sums are added from left to right. A row that one program covers is summed there. For longer rows the programs
-write their tile sums to scratch [tiles, batch] and `finish_kernel` adds them.
+A row is cut into tiles of 2,048 elements, padded with zeros. A tile is folded by halves (s[:h] += s[h:2h] for h = 1024,
+512, .. 1), then the tile sums are added from left to right. A row that one program covers is summed there. For longer
+rows the programs write their tile sums to scratch [tiles, batch] and `finish_kernel` adds them.
 """
 
 import triton
@@ -24,9 +24,16 @@ def tile_sums(x, TILES: tl.constexpr):
 
 
 @triton.jit
-def tile_counts(inside, TILES: tl.constexpr):
-    """Block of conditions -> int32 [TILES]: how many hold in each tile."""
-    return tl.sum(tl.reshape(inside.to(tl.int32), [TILES, 2048]), axis=1)
+def tile_counts(condition, TILES: tl.constexpr):
+    """Block of conditions -> int32 [TILES]: how many hold in each tile. Summed in float32, exactly: the interpreters of
+    older Triton versions widen integer sums."""
+    return tl.sum(tl.reshape(tl.where(condition, 1.0, 0.0), [TILES, 2048]), axis=1).to(tl.int32)
+
+
+@triton.jit
+def count(condition):
+    """How many of a block's conditions hold, int32; exact for blocks of up to 2^24."""
+    return tl.sum(tl.where(condition, 1.0, 0.0), axis=0).to(tl.int32)
 
 
 @triton.jit
@@ -48,13 +55,15 @@ def put_tiles(scratch, values, first_tile, row, tiles, batch, TILES: tl.constexp
 
 @triton.jit
 def add_tiles(scratch, row, present, tiles, batch, UNROLL: tl.constexpr):
-    """Sums of scratch [tiles, batch] over tiles, in order, for a vector of rows. UNROLL loads are in flight at a time."""
+    """Sums of scratch [tiles, batch] over tiles, in order, for a vector of rows; UNROLL loads in flight at a time."""
     total = tl.load(scratch + row, mask=present, other=0)
-    for start in range(1, tiles, UNROLL):
+    start = tiles * 0 + 1  # not `range`: the interpreters of older Triton versions cannot take tensors for bounds
+    while start < tiles:
         for i in tl.static_range(UNROLL):
             tile = tl.zeros_like(row) + (start + i)
             value = tl.load(scratch + tile.to(tl.int64) * batch + row, mask=present & (tile < tiles), other=0)
             total = total + value
+        start += UNROLL
     return total
 
 
@@ -85,10 +94,7 @@ def finish_kernel(
     wide = row.to(tl.int64)
     if log_prob is not None:
         total = add_tiles(sums, row, present, tiles, batch, UNROLL)
-        if counts is not None:
-            n = add_tiles(counts, row, present, tiles, batch, UNROLL)
-        else:
-            n = tl.zeros_like(row) + numel
+        n = add_tiles(counts, row, present, tiles, batch, UNROLL) if counts is not None else tl.zeros_like(row) + numel
         c0 = tl.load(coef + wide * coef_row + 9, mask=present, other=0.0)
         w = tl.load(coef + wide * coef_row + 10, mask=present, other=0.0)
         tl.store(log_prob + wide * log_prob_row, score(c0, w, total, n, SCORE, REDUCE), mask=present)

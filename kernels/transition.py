@@ -5,8 +5,8 @@
     next = mean + std*z, or mean where std == 0, or the given value
     score of (next as stored - mean), summed over the row; a flag for rows that are not finite
 
-Every product and sum is rounded on its own: launch with `enable_fp_fusion=False`. Programs are rows times blocks of a row, on
-grid axis 0. Absent tensors are None, which Triton specializes on.
+Every product and sum is rounded on its own: launch with `enable_fp_fusion=False`. Programs are rows times blocks of a
+row, on grid axis 0. Absent tensors are None, which Triton specializes on.
 """
 
 import triton
@@ -15,7 +15,7 @@ import triton.language as tl
 from .convert import load, rounded, store
 from .guidance import NONE, combine, factor_at
 from .philox import normal
-from .reduce import in_order, put_tiles, score, tile_counts, tile_sums
+from .reduce import count, in_order, put_tiles, score, tile_counts, tile_sums
 
 _SMALL = ["coef_row", "scale_row", "seed_row", "step_row", "log_prob_row", "flags_row", "stream", "offset", "groups"]
 _SMALL += ["channels", "batch", "programs"]
@@ -28,8 +28,8 @@ def affine(coef, column: tl.constexpr, x, v):
 
 
 @triton.jit
-def is_finite(x):
-    return tl.abs(x) < float("inf")
+def not_finite(x):
+    return (x != x) | (tl.abs(x) == float("inf"))
 
 
 @triton.jit(do_not_specialize=_SMALL)
@@ -43,8 +43,8 @@ def step_kernel(
     RESCALE: tl.constexpr, SCORE: tl.constexpr, REDUCE: tl.constexpr, SCORE_ROUNDED: tl.constexpr,
     NEXT: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """TILES tiles of one row. WHOLE: the program has the whole row and finishes its score; otherwise scratch [tiles, batch]
-    `sums` (and `counts` under a mask) and `marks` are left to `finish_kernel`. NEXT: dtype that next_sample is kept in.
+    """TILES tiles of one row. NEXT: dtype that next_sample is kept in. WHOLE: the program has the whole row and
+    finishes its score; otherwise `finish_kernel` does, from `sums`, `counts` (masked) and `marks`, each [tiles, batch].
     """
     program = tl.program_id(0)
     row = (program // programs).to(tl.int64)
@@ -82,10 +82,7 @@ def step_kernel(
         kept = rounded(value, NEXT)
 
     if log_prob is not None:
-        if SCORE_ROUNDED:
-            residual = kept - mean
-        else:
-            residual = value - mean
+        residual = kept - mean if SCORE_ROUNDED else value - mean
         scored = inside
         if mask is not None:
             scored = inside & (tl.load(mask + row * mask_row + index, mask=inside, other=0) != 0)
@@ -99,10 +96,8 @@ def step_kernel(
         else:
             partial = tile_sums(square, TILES)
             if WHOLE:
-                if mask is not None:
-                    n = tl.sum(tile_counts(scored, TILES), axis=0)
-                else:
-                    n = row * 0 + numel  # a tensor also where Triton made numel a constant
+                # `row * 0`: a tensor also where Triton made numel a constant
+                n = count(scored) if mask is not None else row * 0 + numel
                 tl.store(log_prob + row * log_prob_row, score(c0, w, in_order(partial, TILES), n, SCORE, REDUCE))
             else:
                 put_tiles(sums, partial, part * TILES, row, tiles, batch, TILES)
@@ -110,11 +105,11 @@ def step_kernel(
                     put_tiles(counts, tile_counts(scored, TILES), part * TILES, row, tiles, batch, TILES)
 
     if flags is not None:
-        bad = tile_counts(inside & ~(is_finite(mean) & is_finite(value)), TILES)
+        bad = inside & (not_finite(mean) | not_finite(value))
         if WHOLE:
-            tl.store(flags + row * flags_row, (tl.sum(bad, axis=0) > 0).to(tl.int32))
+            tl.store(flags + row * flags_row, (count(bad) > 0).to(tl.int32))
         else:
-            put_tiles(marks, bad, part * TILES, row, tiles, batch, TILES)
+            put_tiles(marks, tile_counts(bad, TILES), part * TILES, row, tiles, batch, TILES)
 
     if clean is not None:
         store(clean + row * clean_row + index, affine(coef, 3, x, v), inside)

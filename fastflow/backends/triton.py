@@ -94,6 +94,8 @@ class _Launch:
         self.log_channels = max(self.channels - 1, 0).bit_length()
         self.block_tokens = max(1, min(chosen.block >> self.log_channels, 1 << max(self.tokens - 1, 0).bit_length()))
         self.token_programs = -(-self.tokens // self.block_tokens)
+        spread = (self.block_tokens << self.log_channels) // 1024  # long tokens: at most 32 elements a thread
+        self.token_options = self.options | {"num_warps": max(chosen.num_warps, min(16, spread))}
         self.lanes = {"LANES": 32, "UNROLL": 1 if _env.triton_interpret() else 16, "num_warps": 1}
         self.lanes["enable_fp_fusion"] = False
         self.row_programs = -(-call.batch // 32)
@@ -112,7 +114,7 @@ class _Launch:
             factors = self.scratch(batch, self.tokens)
             guidance.token_factor_kernel[(batch * self.token_programs,)](
                 *pair, factors, *rows, self.tokens, self.token_programs, self.channels, self.inner,
-                TOKENS=self.block_tokens, LOG=self.log_channels, **self.options,
+                TOKENS=self.block_tokens, LOG=self.log_channels, **self.token_options,
             )  # fmt: skip
             return factors
         squares, guided_squares = self.scratch(self.tiles, batch), self.scratch(self.tiles, batch)
@@ -212,7 +214,7 @@ def _log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad
         kernels.token_backward_kernel[(batch * launch.token_programs,)](
             call.sample, call.velocity, uncond, scale, call.coef, call.given, mask, grad, counts, *grads,
             *rows, *grad_rows, *small, launch.tokens, launch.token_programs, launch.channels, launch.inner,
-            **score, TOKENS=launch.block_tokens, LOG=launch.log_channels, **launch.options,
+            **score, TOKENS=launch.block_tokens, LOG=launch.log_channels, **launch.token_options,
         )  # fmt: skip
         return
     factors = pulled = None
