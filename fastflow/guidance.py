@@ -17,7 +17,7 @@ class CFG:
     """guided = uncond + scale * (velocity - uncond), in float32, then the rescale.
 
     scale:    float; float32 [B], one per row; in a rollout also [T], one per step (rows of several steps: [T, B]).
-    rescale:  "none"; "token": times |velocity| / |guided| with norms over `axis` (Qwen-Image's true CFG); "clamp": the same over
+    rescale:  "none"; "token": times |velocity| / |guided|, norms over `axis` (Qwen-Image's true CFG); "clamp": the same over
               the whole sample, only where it shrinks (Z-Image's cfg_normalization).
     axis:     the channel axis of a token in `sample` [B, *], for "token".
     calls:    1: both halves in one network call, unconditional rows first; 2: two calls (conditions of different length).

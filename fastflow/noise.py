@@ -108,7 +108,8 @@ def check_seeds(seeds: Any, *, shared: bool = False, batch: int | None = None) -
                 f"seeds: wanted distinct seeds, got {twice} at rows {[i for i, s in enumerate(values) if s == twice]}: these "
                 "rows would draw the same noise; make them with ff.sample_seeds, or say Noise(..., shared=True)"
             )
-    return seeds
+    rows: Tensor = seeds
+    return rows
 
 
 def sample_seeds(base: int, epoch: int, prompt_ids: Sequence[int] | Tensor, copies: int) -> Tensor:

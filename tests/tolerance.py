@@ -9,7 +9,7 @@ from torch import Tensor
 # (2.7e-7) and of the product (2.4e-7), and the polynomials; the numerical contract says 1e-6.
 NOISE = 1e-6
 
-# Moments of standard normal draws: five standard errors, so that a right generator fails once in two million runs (seeds are fixed).
+# Moments of standard normal draws: five standard errors, which a right generator passes but for one run in two million.
 STANDARD_ERRORS = 5.0
 
 # The network answers differently for another call width: relative to the largest value (numerical contract, "same results").
@@ -68,3 +68,8 @@ FLOAT64 = 1e-11
 FLOAT32 = 1e-5
 # Dynamics: error ratio under halved steps against 2^order, relative, in the asymptotic range.
 ORDER_RATIO = 0.1
+
+# Rollouts: log_prob of a chain against the plain loop's float64 mean of float32 residuals, nats, absolute and relative.
+LOG_PROB_CHAIN = 1e-5
+# Bench: guidance combined in bfloat16 by one compiler and not by another: three roundings (2^-9 each) of the largest value.
+NETWORK_DTYPE = 2.0**-7

@@ -14,25 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# Columns of the coefficient table, float32 [T, COLUMNS] (float64 for the float64 reference).
-from ..dynamics.columns import (  # noqa: F401
-    C0,
-    COLUMNS,
-    HISTORY,
-    ODE_A,
-    ODE_B,
-    SCORES,
-    SIGMA,
-    SIGMA_NEXT,
-    STD,
-    TIMESTEP,
-    A,
-    B,
-    P,
-    Q,
-    W,
-)
-
 REDUCTIONS = ("mean", "sum", "none")
 RESCALES = ("none", "token", "clamp")
 TILE = 2048  # elements of a partial sum

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .. import philox
-from .base import C0, ODE_A, ODE_B, STD, TILE, A, B, P, Q, StepCall, W
+from ..dynamics.columns import C0, ODE_A, ODE_B, STD, A, B, P, Q, W
+from .base import TILE, StepCall
 
 
 def unavailable() -> str | None:

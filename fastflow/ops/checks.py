@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..backends.base import REDUCTIONS, SCORES
+from ..backends.base import REDUCTIONS
+from ..dynamics.columns import SCORES
 from ..guidance import CFG
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def scoring(at: At, score: str | None, reduce: str) -> tuple[int, int]:
     return SCORES.index(score), REDUCTIONS.index(reduce)
 
 
-def slot(name: str, value: Any, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
-    value = tensor(f"out[{name!r}]", value)
+def slot(name: str, given: Any, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
+    value = tensor(f"out[{name!r}]", given)
     wanted = torch.int32 if name == "flags" else None
     if tuple(value.shape) != shape:
         raise ValueError(f"out[{name!r}]: wanted shape {shape}, got {tuple(value.shape)}")

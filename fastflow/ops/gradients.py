@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
-from ..backends.base import ODE_A, ODE_B, A, B, P, Q, StepCall
+from ..backends.base import StepCall
+from ..dynamics.columns import ODE_A, ODE_B, A, B, P, Q
 
 
 def step_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -17,7 +17,7 @@ from .. import backends
 from ..backends.base import StepCall
 from . import gradients
 
-LIBRARY = torch.library.Library("fastflow", "DEF")
+LIBRARY: Any = torch.library.Library("fastflow", "DEF")
 
 _INPUTS = (
     "Tensor sample, Tensor velocity, Tensor? uncond, Tensor coef, Tensor? scale, Tensor? noise, Tensor? seeds, "

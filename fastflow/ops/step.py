@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends.base import COLUMNS, STD
+from ..dynamics.columns import COLUMNS, STD
 from ..guidance import CFG
 from ..noise import Noise
 from . import checks, library
@@ -61,13 +61,14 @@ def step(
     noise:         ff.Noise (drawn in the kernel) or a tensor [B, *]. Not needed where every std is 0.
     next_sample:   a stored transition [B, *]: replay. Excludes noise.
     uncond, guidance: unconditional velocity [B, *] and ff.CFG: combined in front, uncond + scale (velocity - uncond).
-    want:          names among next_sample, log_prob, clean, ode_next, mean, flags. Default: next_sample, log_prob (replay: log_prob);
-                   with `out`, its keys.
+    want:          names among next_sample, log_prob, clean, ode_next, mean, flags. Default: next_sample and log_prob; in a
+                   replay log_prob; with `out`, its keys.
     out:           tensors to write into, {name: tensor}; no gradient then. next_sample may be `sample` itself.
     score:         "gaussian", "gaussian_no_const" or "square"; default: the dynamics' own. Where std is 0 a Gaussian scores 0.
-    reduce, mask:  "mean" over the elements, "sum", or "none" (log_prob [B, *]); mask bool [B, *], False elements are not scored.
+    reduce:        "mean" over the elements, "sum", or "none" (log_prob [B, *]).
+    mask:          bool [B, *]: elements that are scored (the others are stepped all the same).
     score_rounded: score the value as stored (default), or before rounding to the storage dtype.
-    product_dtype: "velocity" rounds coefficient * velocity to velocity's dtype, as torch's own expression does (reference only).
+    product_dtype: "velocity" rounds coefficient * velocity to velocity's dtype, as torch's own expression does (reference).
     backend:       "auto", "reference", "cpu", "triton", "cuda". A named backend runs or raises.
 
     Differentiable in sample, velocity and uncond (the noise is a constant; log_prob takes next_sample as a constant).

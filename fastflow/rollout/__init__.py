@@ -1,4 +1,4 @@
-"""Rollouts: every state, the log-probability of every transition, and a clean prediction from every state, in few network calls."""
+"""Rollouts: every state, the log-probability of every transition, a clean prediction from every state, in few network calls."""
 
 from .api import plan, rollout
 from .chains import Completion

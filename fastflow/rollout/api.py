@@ -69,8 +69,8 @@ def rollout(
     backend:      of the step kernels, as in ff.step.
 
     A state whose next step is the ODE step that its completion would take shares the completion of the state after it.
-    Raises ValueError or TypeError naming the argument before the first call; RolloutError with `.partial` afterwards (a model that
-    fails or returns NaN, a reward that fails, Ctrl-C). Source: DenseGRPO, arXiv 2601.20218; lockstep is this library's.
+    Raises ValueError or TypeError naming the argument before the first call; afterwards RolloutError with `.partial` (a model
+    that fails or returns NaN, a reward that fails, Ctrl-C). Source: DenseGRPO, arXiv 2601.20218; lockstep is this library's.
     """
     setup = prepare(
         shape, sigmas, dynamics, seeds, initial=initial, condition=condition, prompt_index=prompt_index,

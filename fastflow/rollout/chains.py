@@ -17,9 +17,9 @@ from ..dynamics import columns as col
 class Completion:
     """How a clean sample is predicted from every state (DenseGRPO's ODE_n, arXiv 2601.20218).
 
-    evaluations: "all": on the schedule's own grid, T - i evaluations from state i; or n >= 1: re-spaced to n (never more than
-                 "all" takes, and then on the schedule's own grid). 1 is the one-step (Tweedie) prediction. The first evaluation is
-                 the main chain's own, so a completion costs one fewer.
+    evaluations: "all": on the schedule's own grid, T - i evaluations from state i; or n >= 1: re-spaced to n (never more
+                 than "all" takes, and then on the schedule's own grid). 1 is the one-step (Tweedie) prediction. The first
+                 evaluation is the main chain's own, so a completion costs one fewer.
     spacing:     of a re-spaced grid: "sigma" (even in sigma; ranks gains better) or "schedule" (even in the schedule's index).
     states:      "all" positions 0..T; "window": those around the stochastic steps; or explicit positions.
     solver, order: as in ff.ODE: ("euler", 1) or ("dpmpp", 2).
@@ -57,10 +57,11 @@ class Completion:
             return tuple(range(length + 1))
         if self.states == "window":
             return tuple(sorted({i for s in steps for i in (s, s + 1)})) or (length,)
-        positions = sorted(set(self.states))
-        if len(positions) != len(self.states) or not positions or positions[0] < 0 or positions[-1] > length:
+        given = [int(p) for p in self.states]
+        positions = sorted(set(given))
+        if len(positions) != len(given) or not positions or positions[0] < 0 or positions[-1] > length:
             raise ValueError(f"states: wanted distinct positions in 0..{length}, got {self.states}")
-        return tuple(int(p) for p in positions)
+        return tuple(positions)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..dynamics import At
 from ..dynamics import columns as col
 from ..guidance import CFG
 from ..noise import INITIAL, Noise
-from ..ops import step
+from ..ops.step import step
 from . import condition as conditioning
 from .finish import Decode, Info, Reward, Scores
 from .network import Model, evaluate
@@ -55,7 +56,7 @@ class Engine:
             self.finished = True
             self._check_finite()
             if self.reward is not None:
-                self._score()
+                self._score(self.reward)
         return self.trajectory()
 
     def _units(self) -> int:
@@ -116,9 +117,11 @@ class Engine:
         with self.clock.stage("step"):
             if hi > lo:
                 self._step_main(inputs, velocity[: hi - lo], None if uncond is None else uncond[: hi - lo])
-            if last > first:
+            if inputs.at is not None:
                 mine = slice(hi - lo, call.rows)
-                self._step_completions(inputs, rows, velocity[mine], None if uncond is None else uncond[mine])
+                self._step_completions(
+                    inputs, inputs.at, rows, velocity[mine], None if uncond is None else uncond[mine]
+                )
         self.stats.calls += call.networks
         self.stats.evaluations += call.rows
         self.stats.padding += padding
@@ -159,19 +162,20 @@ class Engine:
             if self.store_history is not None and slot is not None:
                 self.store_history[slot, lo:hi].copy_(out["clean"])
 
-    def _step_completions(self, inputs: CallInputs, rows: Tensor, velocity: Tensor, uncond: Tensor | None) -> None:
+    def _step_completions(
+        self, inputs: CallInputs, at: At, rows: Tensor, velocity: Tensor, uncond: Tensor | None
+    ) -> None:
         """One ODE move of open completions, in place."""
         first, last = inputs.call.completions
         out = {"next_sample": rows, "flags": self.store_flags[inputs.call.step, first:last]}
         guidance: CFG | None = inputs.completion_guidance
         if self.store_history is None:
-            step(rows, velocity, inputs.at, uncond=uncond, guidance=guidance, out=out, backend=self.backend)  # type: ignore[arg-type]
+            step(rows, velocity, at, uncond=uncond, guidance=guidance, out=out, backend=self.backend)
             return
         before = self.store_history.flatten(0, 1)[first:last]
         out["clean"] = torch.empty_like(rows)
-        step(rows, velocity, inputs.at, uncond=uncond, guidance=guidance, out=out, backend=self.backend)  # type: ignore[arg-type]
-        assert inputs.at is not None  # a call with completions has their coefficients
-        weight = inputs.at.rows(rows.device)[:, col.HISTORY].reshape(-1, *[1] * len(self.setup.shape))
+        step(rows, velocity, at, uncond=uncond, guidance=guidance, out=out, backend=self.backend)
+        weight = at.rows(rows.device)[:, col.HISTORY].reshape(-1, *[1] * len(self.setup.shape))
         rows.add_(weight * before)
         before.copy_(out["clean"])
 
@@ -181,7 +185,7 @@ class Engine:
         if flagged:
             raise FloatingPointError(nonfinite_message(self.setup, self.main_flags.cpu(), self.store_flags.cpu()))
 
-    def _score(self) -> None:
+    def _score(self, reward: Reward) -> None:
         """Decode and reward, slot by slot, in batches of max_decode."""
         s = self.setup
         clean = self.store.flatten(0, 1)
@@ -198,8 +202,7 @@ class Engine:
                 self.stats.decodes += len(info)
             self.doing = f"reward of rows {rows.start} to {rows.stop - 1}"
             with self.clock.stage("reward"):
-                assert self.reward is not None
-                self.scores.add(self.reward(images, info), info, start)
+                self.scores.add(reward(images, info), info, start)
             self.progress.advance(1)
         self.doing = "waiting for rewards"
         with self.clock.stage("reward"):

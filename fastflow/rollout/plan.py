@@ -92,7 +92,7 @@ def make_plan(
     halves: int,
     limits: Limits,
 ) -> Plan:
-    """The plan of `length` levels. guided(level, chain or None for the main chain); halves: 2 if cond and uncond share a call."""
+    """The plan of `length` levels. guided(level, chain; None: the main chain). halves: 2 if cond and uncond share a call."""
     calls: list[Call] = []
     main_rows = main_call_rows(batch, halves if any(guided(s, None) for s in range(length)) else 1, limits)
     for level in range(length):

@@ -261,7 +261,8 @@ def _check_initial(initial: Any, batch: int, shape: tuple[int, ...], dtype: torc
         raise TypeError(f"initial: wanted None, ff.Noise(seeds) or the states, got {type(initial).__name__}")
     if float(sigmas[0]) < 1.0 - 1e-4:
         raise ValueError(
-            f"initial: wanted the states [B, *], since the schedule starts at sigma {float(sigmas[0]):.4g}, not at noise; got {initial}"
+            f"initial: wanted the states [B, *], since the schedule starts at sigma {float(sigmas[0]):.4g} and not at noise, "
+            f"got {initial}"
         )
 
 
@@ -274,12 +275,12 @@ def _prompt_index(index: Any, batch: int, prompts: int | None) -> Tensor:
                 f"prompt_index: wanted int64 [{batch}], since {batch} rows do not divide among {prompts} prompts, got None"
             )
         return torch.arange(prompts).repeat_interleave(batch // prompts)
-    index = torch.as_tensor(index, device="cpu")
-    if index.dtype not in (torch.int64, torch.int32) or index.shape != (batch,):
-        raise ValueError(f"prompt_index: wanted int64 [{batch}], got {index.dtype} {tuple(index.shape)}")
-    if batch and prompts is not None and (int(index.min()) < 0 or int(index.max()) >= prompts):
-        raise ValueError(f"prompt_index: wanted 0 to {prompts - 1}, got {int(index.min())} to {int(index.max())}")
-    return index.to(torch.int64)
+    rows: Tensor = torch.as_tensor(index, device="cpu")
+    if rows.dtype not in (torch.int64, torch.int32) or rows.shape != (batch,):
+        raise ValueError(f"prompt_index: wanted int64 [{batch}], got {rows.dtype} {tuple(rows.shape)}")
+    if batch and prompts is not None and (int(rows.min()) < 0 or int(rows.max()) >= prompts):
+        raise ValueError(f"prompt_index: wanted 0 to {prompts - 1}, got {int(rows.min())} to {int(rows.max())}")
+    return rows.to(torch.int64)
 
 
 def _guidance(guidance: Any, negative: Any, condition: Any, batch: int, length: int) -> CFG | None:
