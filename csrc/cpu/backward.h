@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+// Backward of log_prob in the velocities, closed form: the residual is formed again, nothing is kept from the forward.
+#pragma once
+
+#include "rescale.h"
+
+namespace fastflow::FASTFLOW_ISA {
+
+class Backward {
+ public:
+  Backward(const Call& call, const Factors& factors, const float* counts, float* on_guided, float* on_velocity)
+      : call_(call), factors_(factors), counts_(counts), on_guided_(on_guided), on_velocity_(on_velocity) {}
+
+  // The slopes of every rescaled group.
+  void sum_groups() const {
+    const auto values = [&](int64_t row, int64_t first, int n, Float(&out)[3]) {
+      Float v, guided, factor, gradient;
+      read(&v, call_.velocity, row, first, n);
+      scaled_gradient(RowScalars(call_, row), row, first, n, &guided, &factor, &gradient);
+      out[0] = v * v;
+      out[1] = guided * guided;
+      out[2] = gradient * guided;
+    };
+    factors_.groups().sum<3>(values, [&](int64_t group, const float(&sums)[3]) {
+      const RescaleFactor factor = rescale_factor(call_.rescale, sums[0], sums[1]);
+      const RescaleSlopes slopes = rescale_slopes(factor, sums[0], sums[1], sums[2]);
+      on_guided_[group] = slopes.on_guided;
+      on_velocity_[group] = slopes.on_velocity;
+    });
+  }
+
+  void block(int64_t row, int64_t first, int n) const {
+    const RowScalars s(call_, row);
+    Float guided[VECTORS], factor[VECTORS], gradient[VECTORS];
+    scaled_gradient(s, row, first, n, guided, factor, gradient);
+    if (!call_.uncond) return write(call_.grad_velocity, row, first, n, gradient);
+    const int vectors = (n + LANES - 1) / LANES;
+    Float in_velocity[VECTORS];
+    if (factors_.groups().active) {
+      Float v[VECTORS], on_guided[VECTORS], on_velocity[VECTORS];
+      read(v, call_.velocity, row, first, n);
+      factors_.groups().expand(on_guided_, row, first, n, on_guided);
+      factors_.groups().expand(on_velocity_, row, first, n, on_velocity);
+      for (int k = 0; k < vectors; ++k) {
+        gradient[k] = factor[k] * (gradient[k] - guided[k] * on_guided[k]);
+        in_velocity[k] = s.scale * gradient[k] + v[k] * on_velocity[k];
+      }
+    } else {
+      for (int k = 0; k < vectors; ++k) in_velocity[k] = s.scale * gradient[k];
+    }
+    write(call_.grad_velocity, row, first, n, in_velocity);
+    if (!call_.grad_uncond) return;
+    for (int k = 0; k < vectors; ++k) gradient[k] = gradient[k] - s.scale * gradient[k];
+    write(call_.grad_uncond, row, first, n, gradient);
+  }
+
+ private:
+  // gradient = slope * (given - mean): what reaches the (rescaled) velocity. Also the guided velocity before its rescale.
+  void scaled_gradient(const RowScalars& s, int64_t row, int64_t first, int n, Float* guided, Float* factor,
+                       Float* gradient) const {
+    Float x[VECTORS], v[VECTORS], given[VECTORS];
+    const int vectors = (n + LANES - 1) / LANES;
+    read_combined(guided, call_, s.scale, row, first, n);
+    if (s.w == 0.0f) {
+      for (int k = 0; k < vectors; ++k) gradient[k] = Float{}, factor[k] = Float{} + 1.0f;
+      return;
+    }
+    for (int k = 0; k < vectors; ++k) v[k] = guided[k];
+    factors_.apply(v, row, first, n, factor);
+    read(x, call_.sample, row, first, n);
+    read(given, call_.given, row, first, n);
+    if (call_.reduce == NONE) {
+      read(gradient, call_.grad, row, first, n);
+      for (int k = 0; k < vectors; ++k) gradient[k] = score_slope(gradient[k], s.w, s.b);
+    } else {
+      const float grad = reinterpret_cast<const float*>(call_.grad.data)[row * call_.grad.stride];
+      float slope = score_slope(grad, s.w, s.b);
+      if (call_.reduce == MEAN) slope = slope / counts_[row];
+      for (int k = 0; k < vectors; ++k) gradient[k] = Float{} + slope;
+    }
+    for (int k = 0; k < vectors; ++k) gradient[k] = gradient[k] * (given[k] - affine(s.a, x[k], s.b, v[k]));
+    if (call_.mask) apply_mask(gradient, call_.mask, row, first, n);
+    clear_tail(gradient, n);
+  }
+
+  const Call& call_;
+  const Factors& factors_;
+  const float* counts_;
+  float *on_guided_, *on_velocity_;
+};
+
+static void log_prob_backward(const Call& call) {
+  const Factors factors(call);
+  const int64_t groups = factors.groups().active ? call.batch * factors.groups().per_row : 0;
+  const Scratch scratch((call.batch + 2 * groups) * sizeof(float));
+  float* counts = static_cast<float*>(scratch.data());
+  parallel(call.batch, call.numel, call.threads, [&](int64_t row) {
+    int64_t count = call.mask ? 0 : call.numel;
+    for (int64_t first = 0; call.mask && first < call.numel; first += TILE) {
+      const int64_t left = call.numel - first;
+      count += count_mask(call.mask, row, first, static_cast<int>(left < TILE ? left : TILE));
+    }
+    counts[row] = static_cast<float>(count);
+  });
+  const Backward backward(call, factors, counts, counts + call.batch, counts + call.batch + groups);
+  if (groups) backward.sum_groups();
+  const int64_t blocks = (call.numel + BLOCK - 1) / BLOCK;
+  parallel(call.batch * blocks, BLOCK, call.threads, [&](int64_t i) {
+    const int64_t first = i % blocks * BLOCK, left = call.numel - first;
+    backward.block(i / blocks, first, static_cast<int>(left < BLOCK ? left : BLOCK));
+  });
+}
+
+}  // namespace fastflow::FASTFLOW_ISA

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+// fastflow._cpu: addresses, strides and sizes in, nothing of torch.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "dispatch.h"
+
+namespace py = pybind11;
+
+namespace fastflow {
+namespace {
+
+const Kernels* active = nullptr;
+
+// Reads a tuple of ints from left to right.
+class Reader {
+ public:
+  Reader(const py::tuple& values, Py_ssize_t expected, const char* name) : values_(values.ptr()) {
+    if (PyTuple_GET_SIZE(values_) != expected)
+      throw py::type_error(std::string(name) + ": wanted " + std::to_string(expected) + " entries, got " +
+                           std::to_string(PyTuple_GET_SIZE(values_)));
+  }
+  PyObject* object() { return PyTuple_GET_ITEM(values_, next_++); }
+  int64_t integer() {
+    const long long value = PyLong_AsLongLong(object());
+    if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
+    return value;
+  }
+  int small() { return static_cast<int>(integer()); }
+
+ private:
+  PyObject* values_;
+  Py_ssize_t next_ = 0;
+};
+
+// None, or (address, row stride in elements, dtype).
+Rows rows(PyObject* entry) {
+  Rows out;
+  if (entry == Py_None) return out;
+  Reader reader(py::reinterpret_borrow<py::tuple>(entry), 3, "tensor");
+  out.data = reinterpret_cast<char*>(reader.integer());
+  out.stride = reader.integer();
+  out.dtype = reader.small();
+  return out;
+}
+
+constexpr Py_ssize_t TENSORS = 19, NUMBERS = 13;
+
+Call parse(const py::tuple& tensors, const py::tuple& numbers) {
+  Call call;
+  Reader t(tensors, TENSORS, "tensors"), n(numbers, NUMBERS, "numbers");
+  for (Rows* slot : {&call.sample, &call.velocity, &call.uncond, &call.coef, &call.scale, &call.noise, &call.seeds, &call.step,
+                     &call.given, &call.mask, &call.next_sample, &call.log_prob, &call.clean, &call.ode_next, &call.mean,
+                     &call.flags, &call.grad, &call.grad_velocity, &call.grad_uncond})
+    *slot = rows(t.object());
+  call.batch = n.integer();
+  call.numel = n.integer();
+  call.rescale = n.small();
+  call.outer = n.integer();
+  call.channels = n.integer();
+  call.inner = n.integer();
+  call.stream = static_cast<uint32_t>(n.integer());
+  call.offset = n.integer();
+  call.score = n.small();
+  call.reduce = n.small();
+  call.score_rounded = n.small();
+  call.next_dtype = n.small();
+  call.threads = n.small();
+  return call;
+}
+
+void step(const py::tuple& tensors, const py::tuple& numbers) {
+  const Call call = parse(tensors, numbers);
+  const py::gil_scoped_release release;
+  active->step(call);
+}
+
+void log_prob_backward(const py::tuple& tensors, const py::tuple& numbers) {
+  const Call call = parse(tensors, numbers);
+  const py::gil_scoped_release release;
+  active->log_prob_backward(call);
+}
+
+py::tuple isas() {
+  py::list names;
+  for (const Kernels* kernels : supported_kernels()) names.append(kernels->name);
+  return py::tuple(names);
+}
+
+void set_isa(const std::string& name) {
+  for (const Kernels* kernels : supported_kernels())
+    if (name == kernels->name) {
+      active = kernels;
+      return;
+    }
+  throw py::value_error("name: wanted one of isas(), got " + name);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+  active = supported_kernels().front();
+  module.doc() = "Kernels of the cpu backend. Private: fastflow.backends.cpu checks what it passes.";
+  module.def("step", &step, py::arg("tensors"), py::arg("numbers"));
+  module.def("log_prob_backward", &log_prob_backward, py::arg("tensors"), py::arg("numbers"));
+  module.def("isas", &isas, "Instruction sets that this machine supports, best first.");
+  module.def("isa", [] { return active->name; });
+  module.def("set_isa", &set_isa, py::arg("name"), "For tests: every set gives the same bits.");
+}
+
+}  // namespace fastflow
