@@ -63,6 +63,8 @@ def test_a_part_of_the_schedule_gives_the_same_rows() -> None:
 def test_multistep_history() -> None:
     history = ODE("dpmpp", 2).transitions(SIGMAS).history
     assert (history != 0).tolist() == [False, False, True, True, False]  # after sigma = 1 and into the end: order 1
+    inner = ODE("dpmpp", 2).transitions([0.9, 0.7, 0.5, 0.2]).history
+    assert (inner != 0).tolist() == [False, True, False]  # the last step is of order 1 wherever it ends
     assert ODE("dpmpp", 1).transitions(SIGMAS) == ODE().transitions(SIGMAS)
     tr = ODE("dpmpp", 2).transitions(SIGMAS)
     alpha = tr.a + tr.b / tr.sigma  # what is left of x when v = (x - clean) / sigma and clean = 0: the noise shrinks
