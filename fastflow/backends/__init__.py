@@ -16,8 +16,7 @@ _ABSENT = {"cuda": "the CUDA C++ kernels are not part of this version"}
 
 
 def load(name: str) -> Backend:
-    if name not in NAMES:
-        raise ValueError(f'backend: wanted "auto" or one of {", ".join(NAMES)}, got {name!r}')
+    check_name(name)
     return cast(Backend, importlib.import_module(f"{__name__}.{name}"))
 
 
@@ -32,24 +31,21 @@ def report() -> list[tuple[str, str | None]]:
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError for an unknown backend and BackendError for a named one that this machine cannot run."""
-    if name == "auto" or name == "reference":
-        return
-    if name not in NAMES:
+    """Raises ValueError for a backend that does not exist."""
+    if name != "auto" and name not in NAMES:
         raise ValueError(f'backend: wanted "auto" or one of {", ".join(NAMES)}, got {name!r}')
-    reason = unavailable(name)
-    if reason is not None:
-        raise BackendError(f'backend="{name}" cannot run here: {reason}. `fastflow doctor` lists what can.')
 
 
 def select(name: str, device: torch.device, call: StepCall) -> Backend:
-    """The backend for this call. Raises BackendError where a named one refuses."""
+    """The backend for this call. Raises BackendError where a named one cannot run here, or refuses."""
     if name == "auto":
         for candidate in AUTO.get(device.type, ("reference",)):
             if unavailable(candidate) is None and load(candidate).refuse(call) is None:
                 return load(candidate)
         return load("reference")
-    check_name(name)
+    absent = unavailable(name)
+    if absent is not None:
+        raise BackendError(f'backend="{name}" cannot run here: {absent}. `fastflow doctor` lists what can.')
     backend = load(name)
     reason = backend.refuse(call)
     if reason is not None:
