@@ -31,7 +31,8 @@ class Setup:
     seeds: Tensor
     prompt_index: Tensor
     sigmas: Sigmas
-    main: Transitions  # its ODE columns hold the first move of each completion
+    main: Transitions
+    moves: Transitions  # main, its ODE columns holding the first move of each completion
     steps: tuple[int, ...]  # trained
     positions: tuple[int, ...]  # stored states
     states: tuple[int, ...]  # completed states
@@ -126,7 +127,8 @@ def prepare(
         seeds=seeds,
         prompt_index=index,
         sigmas=schedule,
-        main=with_first_moves(main, chains),
+        main=main,
+        moves=with_first_moves(main, chains),
         steps=trained,
         positions=tuple(sorted({p for s in trained for p in (s, s + 1)})) or (len(main),),
         states=states,
