@@ -21,9 +21,13 @@ endif
 
 BIN := $(VENV)/bin
 RUN := $(BIN)/python
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+PIP := $(RUN) -m pip install -qq --disable-pip-version-check
 LOG := $(VENV)/log
 SOURCES := pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
+
+# What the installation recorded of the compiled modules.
+BUILD_REPORT := import json; [print("fastflow._" + name, "compiled" if r["ok"] else "not compiled: " + r["reason"]) \
+  for name, r in json.load(open("fastflow/_build.json")).items()]
 
 say = @printf '\033[1m== %s\033[0m\n' '$(1)'
 
@@ -100,13 +104,13 @@ $(VENV)/torch.stamp:
 $(VENV)/demo.stamp: $(VENV)/torch.stamp $(SOURCES)
 	$(call say,installing fastflow and what the demo needs)
 	@$(PIP) --editable '.[demo]'
-	@$(RUN) setup.py --report
+	@$(RUN) -c '$(BUILD_REPORT)'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/torch.stamp $(SOURCES)
 	$(call say,installing fastflow and what the tests need)
 	@$(PIP) --editable '.[dev]'
-	@$(RUN) setup.py --report
+	@$(RUN) -c '$(BUILD_REPORT)'
 	@touch $@ $(VENV)/demo.stamp
 
 $(LOG):

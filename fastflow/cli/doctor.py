@@ -66,4 +66,12 @@ def _print(report: dict[str, Any], no_gpu: str) -> None:
 def _build(record: dict[str, Any] | None) -> str:
     if record is None:
         return "never built here; `pip install -e .` compiles the CPU module"
-    return ", ".join(f"{key}: {value}" for key, value in record.items())
+    lines = []
+    for name, entry in record.items():
+        if not isinstance(entry, dict):
+            lines.append(f"{name}: {entry}")
+        elif entry.get("ok"):
+            lines.append(f"{name} for {', '.join(entry.get('instruction_sets', []))}; {entry.get('compiler')}")
+        else:
+            lines.append(f"{name} was not built: {entry.get('reason')}")
+    return "\n".join(lines)

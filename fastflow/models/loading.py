@@ -163,7 +163,7 @@ def _transformer(
     chosen = list(wanted) or names
     index = torch.tensor([names.index(prompt) for prompt in chosen])
     subfolder = None if (folder / "config.json").is_file() else "transformer"
-    module = SD3Transformer2DModel.from_pretrained(str(folder), subfolder=subfolder, torch_dtype=dtype)
+    module = SD3Transformer2DModel.from_pretrained(str(folder), subfolder=subfolder, **_typed(dtype))
 
     def place(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor[index].to(device=device, dtype=dtype) for name, tensor in tensors.items()}
@@ -190,7 +190,7 @@ def _pipeline(
 
     if not prompts:
         raise ValueError("prompts: wanted at least one prompt, got none")
-    pipeline = StableDiffusion3Pipeline.from_pretrained(source, torch_dtype=dtype, **_left_out(source))
+    pipeline = StableDiffusion3Pipeline.from_pretrained(source, **_typed(dtype), **_left_out(source))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to(device)
     with torch.no_grad():
@@ -223,8 +223,16 @@ def _pipeline(
     )
 
 
+def _typed(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The dtype argument of diffusers' from_pretrained, which 0.42 renamed."""
+    import diffusers
+
+    version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+    return {"dtype" if version >= (0, 42) else "torch_dtype": dtype}
+
+
 def _left_out(source: str) -> dict[str, None]:
-    """The components that a saved pipeline does without (an SD3 without its T5): diffusers wants them passed as None."""
+    """Components that a saved pipeline does without (an SD3 without its T5), which diffusers wants passed as None."""
     index = Path(source) / "model_index.json"
     parts = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
     return {name: None for name, kind in parts.items() if isinstance(kind, list) and kind[0] is None}

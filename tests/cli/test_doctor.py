@@ -57,9 +57,28 @@ def test_doctor_imports_no_extra() -> None:
 def test_build_record(tmp_path: Path) -> None:
     record = tmp_path / "_build.json"
     assert doctor.build_record(record) is None
-    record.write_text('{"_cpu": "built"}')
-    assert doctor.build_record(record) == {"_cpu": "built"}
+    record.write_text('{"cpu": {"ok": true}}')
+    assert doctor.build_record(record) == {"cpu": {"ok": True}}
     record.write_text("{")
     assert "cannot be read" in (doctor.build_record(record) or {})["error"]
     record.write_text("[]")
     assert "holds no record" in (doctor.build_record(record) or {})["error"]
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        (None, "never built here"),
+        (
+            {"cpu": {"ok": False, "reason": "no C++ compiler found [CXX]"}},
+            "cpu was not built: no C++ compiler found [CXX]",
+        ),
+        ({"cpu": {"ok": True, "instruction_sets": ["avx2"], "compiler": "g++ 12"}}, "cpu for avx2; g++ 12"),
+        ({"error": "_build.json cannot be read"}, "error: _build.json cannot be read"),
+    ],
+)
+def test_the_outcome_of_the_build_is_shown(
+    fastflow, monkeypatch: pytest.MonkeyPatch, record: dict[str, object] | None, words: str
+) -> None:
+    monkeypatch.setattr(doctor, "build_record", lambda: record)
+    assert words in fastflow("doctor").stdout
