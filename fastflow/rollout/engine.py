@@ -152,7 +152,7 @@ class Engine:
             out["clean"] = self.store_history[slot, lo:hi]
         noise = Noise(self.seeds[lo:hi], level, shared=True) if float(s.main.std[level]) > 0 else None
         step(
-            self._state(level)[lo:hi], velocity, s.main.at(level), noise=noise, uncond=uncond,
+            self._state(level)[lo:hi], velocity, s.moves.at(level), noise=noise, uncond=uncond,
             guidance=inputs.main_guidance, out=out, backend=self.backend,
         )  # fmt: skip
         if history is self.main_history and history is not None:
