@@ -1,0 +1,136 @@
+"""The kernels compile for NVIDIA GPUs, as the backend launches them, without contracted arithmetic. No GPU needed.
+
+`triton.jit` is another thing under TRITON_INTERPRET=1, so these tests want a process without it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from fastflow import _env
+from fastflow.backends import triton as backend
+from tests.triton.calls import StepCall, copy, make_call
+
+pytest.importorskip("triton", reason="triton is not installed")
+if _env.triton_interpret():
+    pytest.skip("TRITON_INTERPRET is set: kernels are not compiled in this process", allow_module_level=True)
+
+from fastflow.kernels import guidance, log_prob_backward, reduce, transition  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.runtime import driver  # noqa: E402
+
+BF16 = torch.bfloat16
+N = 4096
+
+
+class _Driver:
+    """Stands in for the CUDA driver of a GPU of one architecture."""
+
+    def __init__(self, arch: int) -> None:
+        self.arch = arch
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, 32)
+
+    def get_current_device(self) -> int:
+        return self.arch  # Triton keeps compiled kernels per device
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+
+class _Compiled:
+    """Stands in for a kernel: compiles what would be launched."""
+
+    def __init__(self, kernel: Any, assembly: dict[str, str]) -> None:
+        self.kernel, self.assembly = kernel, assembly
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        def launch(*arguments: Any, **options: Any) -> None:
+            assert options["enable_fp_fusion"] is False
+            compiled = self.kernel.warmup(*arguments, grid=grid, **options)
+            self.assembly[self.kernel.__name__] = compiled.asm["ptx"]
+
+        return launch
+
+
+@pytest.fixture(params=[80, 90, 120], ids=lambda arch: f"sm_{arch}")
+def assembly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """PTX of every kernel that the test has launched, by name."""
+    made: dict[str, str] = {}
+    for module in (guidance, log_prob_backward, reduce, transition):
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, _Compiled(getattr(module, name), made))
+    monkeypatch.setattr(driver, "_active" if hasattr(driver, "_active") else "active", _Driver(request.param))
+    return made
+
+
+def check(assembly: dict[str, str], names: set[str]) -> None:
+    assert set(assembly) == names
+    for name, ptx in assembly.items():
+        contracted = re.findall(r"\b(?:fma|mad)\.\w*\.?f32\S*", ptx)
+        assert not contracted, f"{name}: {contracted[0]}"
+        inexact = re.findall(r"\b\w+\.(?:approx|full|ftz)\S*", ptx)
+        assert not inexact, f"{name}: {inexact[0]}"
+
+
+def run(call: StepCall) -> None:
+    backend._step(copy(call, "cpu"))
+
+
+def run_backward(call: StepCall) -> None:
+    shape = (call.batch, call.numel) if call.reduce == 2 else (call.batch,)
+    uncond = None if call.uncond is None else torch.empty_like(call.velocity)
+    backend._log_prob_backward(copy(call, "cpu"), torch.ones(shape), torch.empty_like(call.velocity), uncond)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=["float32", "bfloat16"])
+def test_step(assembly: dict[str, str], dtype: torch.dtype) -> None:
+    run(make_call(numel=N, sample=dtype, velocity=dtype, kept=dtype))
+    check(assembly, {"step_kernel", "finish_kernel"})
+    assert "sqrt.rn.f32" in assembly["step_kernel"]
+    assert "div.rn.f32" in assembly["finish_kernel"]
+    assert "ld.global.v4" in assembly["step_kernel"], "loads are not vectorised"
+
+
+def test_one_program_a_row(assembly: dict[str, str]) -> None:
+    run(make_call(numel=112, masked=True))
+    check(assembly, {"step_kernel"})
+    assert "div.rn.f32" in assembly["step_kernel"]
+
+
+def test_one_element(assembly: dict[str, str]) -> None:
+    run(make_call(numel=1))  # Triton makes constants of arguments that are 1
+    check(assembly, {"step_kernel"})
+
+
+def test_explicit_noise_and_plain_guidance(assembly: dict[str, str]) -> None:
+    run(make_call(numel=N, source="noise", guided=True, velocity=BF16, score_rounded=False, masked=True))
+    check(assembly, {"step_kernel", "finish_kernel"})
+
+
+@pytest.mark.parametrize("token", [(64, 64, 1), (1, 16, 256)], ids=["channels last", "channels first"])
+def test_token_rescale(assembly: dict[str, str], token: tuple[int, int, int]) -> None:
+    call = make_call(numel=N, source="given", guided=True, velocity=BF16, rescale="token", token=token)
+    run(call)
+    run_backward(call)
+    check(assembly, {"token_factor_kernel", "step_kernel", "finish_kernel", "token_backward_kernel"})
+    assert "sqrt.rn.f32" in assembly["token_factor_kernel"] and "div.rn.f32" in assembly["token_factor_kernel"]
+
+
+def test_clamp(assembly: dict[str, str]) -> None:
+    call = make_call(numel=N, source="given", guided=True, velocity=BF16, rescale="clamp", masked=True)
+    run(call)
+    run_backward(call)
+    forward = {"sample_square_kernel", "sample_factor_kernel", "step_kernel", "finish_kernel"}
+    check(assembly, forward | {"count_kernel", "dot_kernel", "pulls_kernel", "backward_kernel"})
+
+
+def test_backward_per_element(assembly: dict[str, str]) -> None:
+    run_backward(make_call(numel=N, source="given", guided=True, reduce=2))
+    check(assembly, {"backward_kernel"})
