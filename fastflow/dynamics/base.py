@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -33,11 +33,15 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """A checked schedule: `sigmas` [T + 1], `timesteps` [T], and `full` [F + 1], the schedule that it is a part of."""
+    """A checked schedule: `sigmas` [T + 1], `timesteps` [T], and `full` [F + 1], the schedule that it is a part of.
+
+    `still`: no step is stochastic, so a noise knob has no say.
+    """
 
     sigmas: Tensor
     timesteps: Tensor
     full: Tensor
+    still: bool = False
 
     @property
     def sigma(self) -> Tensor:
@@ -62,6 +66,8 @@ class Grid:
         same = self.sigma[:, None] == self.full[None, :-1]
         if len(values) == len(self.full) - 1 and bool(same.any(1).all()):
             return values[same.long().argmax(1)]
+        if self.still:
+            return torch.zeros_like(self.sigma)
         raise ValueError(f"{name}: wanted one number or {steps} of them, one per step, got {len(values)}")
 
 
@@ -92,11 +98,13 @@ class Dynamics(ABC):
             TypeError, ValueError: a schedule, window or knob that does not fit, or a table that no backend can serve.
         """
         grid = self.grid(sigmas, full)
+        stochastic = window(steps, len(grid.sigma))
+        grid = replace(grid, still=not bool(stochastic.any()))
         rows = self.rows(grid)
         ode_a = torch.ones_like(grid.sigma) if rows.ode_a is None else rows.ode_a
         ode_b = grid.sigma_next - grid.sigma if rows.ode_b is None else rows.ode_b
         history = torch.zeros_like(grid.sigma) if rows.history is None else rows.history
-        std = torch.where(window(steps, len(grid.sigma)), rows.std, 0.0)
+        std = torch.where(stochastic, rows.std, 0.0)
         still = (std == 0.0) & (
             history == 0.0
         )  # every one-step rule without noise is the ODE step; make it so bit for bit

@@ -122,8 +122,8 @@ def _moves(dense: Completion, sigmas: Sigmas, state: int, main: Transitions, dyn
     left = len(main) - state
     n = left if dense.evaluations == "all" else min(int(dense.evaluations), left)
     table = main.state_dict()["table"]
-    if n == 1 and left > 1:
-        rows = table[state : state + 1].clone()  # the clean prediction itself
+    if dense.evaluations == 1:  # the clean prediction itself, wherever the schedule ends
+        rows = table[state : state + 1].clone()
         rows[:, col.ODE_A], rows[:, col.ODE_B] = rows[:, col.P], rows[:, col.Q]
     elif dense.order != 1:
         rows = _solver_rows(ODE(solver=dense.solver, order=dense.order), sub_grid(sigmas, state, n, dense.spacing))
