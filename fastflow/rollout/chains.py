@@ -111,11 +111,12 @@ def open_chains(
 
 
 def _shared_moves(dense: Completion, main: Transitions) -> list[bool]:
-    """Per step: the main chain makes the very move that a completion would."""
-    if dense.evaluations != "all" or dense.order != 1:
-        return [False] * len(main)
+    """Per step: the main chain makes the very move that a completion would, which is on the schedule's own grid."""
+    length, n = len(main), dense.evaluations
+    if n == 1 or dense.order != 1:
+        return [False] * length
     same = (main.std == 0) & (main.a == main.ode_a) & (main.b == main.ode_b) & (main.history == 0)
-    return [bool(s) for s in same.tolist()]
+    return [bool(s) and (n == "all" or int(n) >= length - i) for i, s in enumerate(same.tolist())]
 
 
 def _moves(dense: Completion, sigmas: Sigmas, state: int, main: Transitions, dynamics: Any) -> Tensor:

@@ -137,14 +137,17 @@ def main_call_rows(batch: int, halves: int, limits: Limits) -> int:
 
 def capacity(halves: int, limits: Limits) -> int | None:
     """Sample rows that fit one call; None if there is no limit."""
-    bounds = [*([limits.max_rows] if limits.max_rows else []), *([max(limits.widths)] if limits.widths else [])]
-    if not bounds:
+    most = limits.max_rows
+    if limits.widths is not None:
+        fitting = [w for w in limits.widths if most is None or w <= most]
+        if not fitting:
+            raise ValueError(f"widths: wanted one of at most max_rows = {most} rows, got {limits.widths}")
+        most = max(fitting)
+    if most is None:
         return None
-    if min(bounds) < halves:
-        raise ValueError(
-            f"max_rows, widths: wanted at least {halves} rows (one sample and its unconditional row), got {min(bounds)}"
-        )
-    return min(bounds) // halves
+    if most < halves:
+        raise ValueError(f"max_rows: wanted at least {halves} rows (one sample and its unconditional row), got {most}")
+    return most // halves
 
 
 def _open_runs(
