@@ -73,3 +73,7 @@ ORDER_RATIO = 0.1
 LOG_PROB_CHAIN = 1e-5
 # Bench: guidance combined in bfloat16 by one compiler and not by another: three roundings (2^-9 each) of the largest value.
 NETWORK_DTYPE = 2.0**-7
+
+# Rollouts: log_prob of a replay whose network calls had another width than the rollout's (lockstep "full"), nats. The
+# velocities differ by a few ulp of the network's dtype (of bf16: 8e-3), which enters as b * dv * 2 w * residual, averaged.
+REPLAY_FULL = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

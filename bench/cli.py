@@ -1,0 +1,181 @@
+"""`python -m bench`: list the benchmarks, or run one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+
+import fastflow as ff
+from fastflow import backends
+
+from . import launch, registry, report, rollout, run, step
+from .machine import machine
+from .registry import Entry, Mismatch, Shape
+from .run import Result
+
+FAILED, USAGE = 1, 2  # exit codes: a check failed; the request cannot be served
+
+
+class Parser(argparse.ArgumentParser):
+    """A bad argument is an error like any other: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code. Bad arguments and failed checks print one line on standard error."""
+    try:
+        arguments = _parser().parse_args(argv)
+        if arguments.benchmark == "list":
+            list_entries()
+        else:
+            {"step": run_step, "launch": run_launch, "rollout": run_rollout}[arguments.benchmark](arguments)
+    except Mismatch as error:
+        return _fail(f"no speed without correctness: {error}", FAILED)
+    except ModuleNotFoundError as error:
+        return _fail(f"this needs the package {error.name}, which is not installed", USAGE)
+    except (ValueError, ff.BackendError, OSError) as error:
+        return _fail(str(error), USAGE)
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="fastflow bench",
+        description="Benchmarks of this repository: medians over interleaved rounds, and ratios within one run.",
+        epilog="No speed is reported unless the results agree first. `fastflow bench NAME --help` shows the options.",
+    )
+    parser.set_defaults(benchmark="list")
+    commands = parser.add_subparsers(metavar="NAME")
+    commands.add_parser("list", help="what there is to run").set_defaults(benchmark="list")
+    for entry in registry.entries():
+        added = commands.add_parser(
+            entry.name, help=entry.about, description=entry.about[0].upper() + entry.about[1:] + ".",
+        )  # fmt: skip
+        added.set_defaults(benchmark=entry.name)
+        added.add_argument("--backend", default="cpu", help="of ff.step: cpu or reference (cpu)")
+        added.add_argument(
+            "--repeats", type=_count, default=entry.repeats, metavar="N", help=f"rounds (default: {entry.repeats})"
+        )
+        added.add_argument("--csv", type=Path, metavar="FILE", help="also write the results to FILE")
+        added.add_argument("--verify", action="store_true", help=f"first run {entry.gate}")
+        if entry is not launch.ENTRY:
+            counts = [1, 2] if entry is step.ENTRY else [2]
+            words = f"thread counts ({' '.join(map(str, counts))})"
+            added.add_argument("--threads", type=_count, nargs="+", default=counts, metavar="N", help=words)
+        if entry is step.ENTRY:
+            words = f"shapes [B, *] ({' '.join(run.show(shape) for shape in entry.shapes)})"
+            added.add_argument("--sizes", type=_shape, nargs="+", default=entry.shapes, metavar="SIZE", help=words)
+            added.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+        if entry is rollout.ENTRY:
+            added.add_argument("--rows", type=_count, default=rollout.SHAPE[0], metavar="N", help="samples (16)")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted an int of at least 1, got {text!r}")
+    return int(text)
+
+
+def _shape(text: str) -> Shape:
+    sizes = text.split("x")
+    if len(sizes) < 2 or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"wanted a shape such as 16x16x64x64, got {text!r}")
+    return tuple(int(size) for size in sizes)
+
+
+def list_entries() -> None:
+    """One row per benchmark."""
+    made = report.plain_table()
+    for name in ("name", "what it times", "shapes", "variants", "gate"):
+        made.add_column(name, no_wrap=name in ("name", "shapes", "variants"))
+    for entry in registry.entries():
+        shapes, variants = (run.show(s) for s in entry.shapes), (v.name for v in entry.variants)
+        made.add_row(f"[bold]{entry.name}[/bold]", entry.about, "\n".join(shapes), "\n".join(variants), entry.gate)
+        made.add_section()
+    Console().print(made)
+
+
+def run_step(arguments: argparse.Namespace) -> None:
+    """The fused step against the chain, at each size."""
+    left_out = (step.COMPILED, step.COMPILED_GIVEN) if arguments.no_compile else ()
+    results = _measure(step.ENTRY, arguments.sizes, arguments.threads, arguments, left_out)
+    _report(step.ENTRY, results, arguments.csv)
+    _targets(results, step.TARGETS, *step.TARGET_AT)
+
+
+def run_launch(arguments: argparse.Namespace) -> None:
+    """The overhead of whole calls."""
+    results = _measure(launch.ENTRY, launch.ENTRY.shapes, [1], arguments)
+    _report(launch.ENTRY, results, arguments.csv, unit="us")
+    for r in results:
+        _verdict(r.times.median <= launch.TARGET, f"{r.variant}: {r.times.median * 1e6:.1f} us", "at most 25 us")
+
+
+def run_rollout(arguments: argparse.Namespace) -> None:
+    """The dense rollout, and where its time goes."""
+    shape = (arguments.rows, *rollout.SHAPE[1:])
+    results = _measure(rollout.ENTRY, [shape], arguments.threads, arguments)
+    _report(rollout.ENTRY, results, arguments.csv)
+    Console().print(rollout.costs(shape, arguments.backend, max(arguments.threads)))
+    Console().print()
+    _targets(results, rollout.TARGETS, rollout.SHAPE, 2)
+
+
+def _measure(
+    entry: Entry,
+    shapes: Sequence[Shape],
+    threads: Sequence[int],
+    arguments: argparse.Namespace,
+    left_out: Sequence[str] = (),
+) -> list[Result]:
+    backends.check_name(arguments.backend)
+    report.heading(Console(), machine())
+    variants = [v.name for v in entry.variants if v.name not in left_out]
+    results: list[Result] = []
+    with Console(stderr=True).status("") as status:
+        if arguments.verify:
+            status.update(f"running {entry.gate}")
+            run.verify(entry)
+        for shape in shapes:
+            results += run.measure(entry, shape, threads, arguments.backend, arguments.repeats, variants, status.update)
+    return results
+
+
+def _report(entry: Entry, results: Sequence[Result], path: Path | None, unit: str = "ms") -> None:
+    console = Console()
+    console.print()
+    console.print(report.table(results, f"{entry.name}, backend {results[0].backend}", unit))
+    console.print()
+    for note in report.notes(results):
+        console.print(f"[yellow]{note}[/yellow]", highlight=False)
+    if path is not None:
+        report.write_csv(results, machine(), path)
+        console.print(f"[dim]written to {path}[/dim]", highlight=False)
+
+
+def _targets(results: Sequence[Result], targets: Mapping[str, Mapping[str, float]], shape: Shape, threads: int) -> None:
+    for r in results:
+        if (r.shape, r.threads) == (shape, threads):
+            for base, wanted in targets.get(r.variant, {}).items():
+                if base in r.ratios:
+                    found = f"{run.show(shape)}, {run.threads_in_words(threads)}, {r.variant}: {r.ratios[base]:.1f} x {base}"
+                    _verdict(r.ratios[base] >= wanted, found, f"at least {wanted:.0f} x")
+
+
+def _verdict(reached: bool, found: str, wanted: str) -> None:
+    mark = "[green]reached[/green]" if reached else "[red]missed [/red]"
+    Console().print(f"{mark}  {found} (target: {wanted})", highlight=False)
+
+
+def _fail(message: str, code: int) -> int:
+    text = escape(" ".join(message.split()))
+    Console(stderr=True, soft_wrap=True).print(f"[red]fastflow bench:[/red] {text}", highlight=False)
+    return code
