@@ -13,13 +13,15 @@ class Backward {
 
   // The slopes of every rescaled group.
   void sum_groups() const {
-    const auto values = [&](int64_t row, int64_t first, int n, Float(&out)[3]) {
-      Float v, guided, factor, gradient;
-      read(&v, call_.velocity, row, first, n);
-      scaled_gradient(RowScalars(call_, row), row, first, n, &guided, &factor, &gradient);
-      out[0] = v * v;
-      out[1] = guided * guided;
-      out[2] = gradient * guided;
+    const auto values = [&](int64_t row, int64_t first, int n, Terms<3>& out) {
+      Float factor[VECTORS];
+      read(out.of[0], call_.velocity, row, first, n);
+      scaled_gradient(RowScalars(call_, row), row, first, n, out.of[1], factor, out.of[2]);
+      for (int i = 0; i * LANES < n; ++i) {
+        out.of[2][i] = out.of[2][i] * out.of[1][i];
+        out.of[1][i] = out.of[1][i] * out.of[1][i];
+        out.of[0][i] = out.of[0][i] * out.of[0][i];
+      }
     };
     factors_.groups().sum<3>(values, [&](int64_t group, const float(&sums)[3]) {
       const RescaleFactor factor = rescale_factor(call_.rescale, sums[0], sums[1]);

@@ -18,33 +18,48 @@ static void parallel(int64_t items, int64_t size, int threads, const Body& body)
   run_ranges(items, size < GRAIN ? GRAIN / (size > 0 ? size : 1) : 1, threads, range, const_cast<Body*>(&body));
 }
 
-// Sums leaves c, c + stride, c + 2 stride, ... < count in the order of a fold over `padded` (a power of two) leaves.
+// Up to BLOCK elements of K quantities that are summed.
+template <int K>
+struct Terms {
+  Float of[K][VECTORS];
+};
+
+// Sums leaves c, c + stride, c + 2 stride, ... < count of `vectors` vectors each, in the order of a fold over `padded` (a
+// power of two) leaves. leaf(c, terms) fills all its vectors.
 template <int K, class Leaf>
-static void tree(const Leaf& leaf, int64_t c, int64_t stride, int64_t count, int64_t padded, Float (&sums)[K]) {
+static void tree(const Leaf& leaf, int64_t c, int64_t stride, int64_t count, int64_t padded, int vectors, Terms<K>& sums) {
   if (stride == padded) return leaf(c, sums);
-  tree(leaf, c, 2 * stride, count, padded, sums);
-  Float other[K] = {};
-  if (c + stride < count) tree(leaf, c + stride, 2 * stride, count, padded, other);
-  for (int k = 0; k < K; ++k) sums[k] = sums[k] + other[k];
+  tree(leaf, c, 2 * stride, count, padded, vectors, sums);
+  Terms<K> other;
+  const bool any = c + stride < count;
+  if (any) tree(leaf, c + stride, 2 * stride, count, padded, vectors, other);
+  for (int k = 0; k < K; ++k)
+    for (int i = 0; i < vectors; ++i) sums.of[k][i] = sums.of[k][i] + (any ? other.of[k][i] : Float{});
 }
 
 template <int K, class Leaf>
-static void fold_leaves(const Leaf& leaf, int64_t count, Float (&sums)[K]) {
+static void fold_leaves(const Leaf& leaf, int64_t count, int vectors, Terms<K>& sums) {
   int64_t padded = 1;
   while (padded < count) padded *= 2;
-  tree(leaf, 0, 1, count, padded, sums);
+  tree(leaf, 0, 1, count, padded, vectors, sums);
 }
 
-// Sums of values(row, first, n, out[K]) over n contiguous elements; n <= LANES in each call, lanes beyond n must be 0.
+// Sums of values(row, first, n, terms), n <= BLOCK in each call, over n contiguous elements.
 template <int K, class Values>
 static void sum_run(const Values& values, int64_t row, int64_t first, int64_t n, float (&sums)[K]) {
-  Float folded[K];
-  const auto leaf = [&](int64_t c, Float(&out)[K]) {
-    const int64_t left = n - c * LANES;
-    values(row, first + c * LANES, static_cast<int>(left < LANES ? left : LANES), out);
+  Terms<K> terms;
+  const int width = static_cast<int>(n < BLOCK ? n : BLOCK);
+  const auto leaf = [&](int64_t c, Terms<K>& out) {
+    const int64_t left = n - c * BLOCK;
+    const int m = static_cast<int>(left < width ? left : width);
+    values(row, first + c * BLOCK, m, out);
+    for (int k = 0; k < K; ++k) {
+      clear_tail(out.of[k], m);
+      for (int i = (m + LANES - 1) / LANES; i * LANES < width; ++i) out.of[k][i] = Float{};
+    }
   };
-  fold_leaves(leaf, (n + LANES - 1) / LANES, folded);
-  for (int k = 0; k < K; ++k) sums[k] = Vector::fold(folded[k]) + 0.0f;
+  fold_leaves(leaf, (n + BLOCK - 1) / BLOCK, (width + LANES - 1) / LANES, terms);
+  for (int k = 0; k < K; ++k) sums[k] = fold(terms.of[k], width);
 }
 
 class Groups {
@@ -59,11 +74,7 @@ class Groups {
     if (call.rescale == RESCALE_CLAMP)
       sum_rows<K>(values, done);
     else if (call.inner == 1)
-      parallel(call.batch * call.outer, call.channels, call.threads, [&](int64_t token) {
-        float sums[K];
-        sum_run(values, token / call.outer, token % call.outer * call.channels, call.channels, sums);
-        done(token, sums);
-      });
+      sum_tokens<K>(values, done);
     else
       sum_columns<K>(values, done);
   }
@@ -111,21 +122,44 @@ class Groups {
     }
   }
 
-  // Channels that are `inner` apart: LANES tokens at a time.
+  // Channels side by side: as many tokens at a time as fill a block, if they start on whole vectors.
+  template <int K, class Values, class Done>
+  void sum_tokens(const Values& values, const Done& done) const {
+    const int64_t together = call.channels % LANES == 0 && call.channels <= BLOCK ? BLOCK / call.channels : 1;
+    const int64_t chunks = (call.outer + together - 1) / together;
+    parallel(call.batch * chunks, call.channels * together, call.threads, [&](int64_t i) {
+      const int64_t row = i / chunks, token = i % chunks * together, left = call.outer - token;
+      const int64_t tokens = left < together ? left : together;
+      float sums[K];
+      if (together == 1) {
+        sum_run(values, row, token * call.channels, call.channels, sums);
+        return done(row * call.outer + token, sums);
+      }
+      Terms<K> terms;
+      const int channels = static_cast<int>(call.channels);
+      values(row, token * channels, static_cast<int>(tokens) * channels, terms);
+      for (int64_t t = 0; t < tokens; ++t) {
+        for (int k = 0; k < K; ++k) sums[k] = fold(terms.of[k] + t * (channels / LANES), channels);
+        done(row * call.outer + token + t, sums);
+      }
+    });
+  }
+
+  // Channels that are `inner` apart: up to a block of tokens at a time.
   template <int K, class Values, class Done>
   void sum_columns(const Values& values, const Done& done) const {
-    const int64_t chunks = (call.inner + LANES - 1) / LANES;
-    parallel(call.batch * call.outer * chunks, call.channels * LANES, call.threads, [&](int64_t i) {
-      const int64_t block = i / chunks, column = i % chunks * LANES, left = call.inner - column;
-      const int n = static_cast<int>(left < LANES ? left : LANES);
-      const int64_t row = block / call.outer, first = block % call.outer * call.channels * call.inner + column;
-      Float folded[K];
-      const auto leaf = [&](int64_t c, Float(&out)[K]) { values(row, first + c * call.inner, n, out); };
-      fold_leaves(leaf, call.channels, folded);
-      for (int lane = 0; lane < n; ++lane) {
+    const int64_t chunks = (call.inner + BLOCK - 1) / BLOCK;
+    parallel(call.batch * call.outer * chunks, call.channels * BLOCK, call.threads, [&](int64_t i) {
+      const int64_t slab = i / chunks, column = i % chunks * BLOCK, left = call.inner - column;
+      const int n = static_cast<int>(left < BLOCK ? left : BLOCK);
+      const int64_t row = slab / call.outer, first = slab % call.outer * call.channels * call.inner + column;
+      Terms<K> terms;
+      const auto leaf = [&](int64_t c, Terms<K>& out) { values(row, first + c * call.inner, n, out); };
+      fold_leaves(leaf, call.channels, (n + LANES - 1) / LANES, terms);
+      for (int e = 0; e < n; ++e) {
         float sums[K];
-        for (int k = 0; k < K; ++k) sums[k] = folded[k][lane] + 0.0f;
-        done(block * call.inner + column + lane, sums);
+        for (int k = 0; k < K; ++k) sums[k] = terms.of[k][e / LANES][e % LANES] + 0.0f;
+        done(slab * call.inner + column + e, sums);
       }
     });
   }
@@ -137,12 +171,13 @@ class Factors {
   explicit Factors(const Call& call)
       : groups_(call), scratch_(groups_.active ? call.batch * groups_.per_row * sizeof(float) : 0) {
     if (!groups_.active) return;
-    const auto values = [&](int64_t row, int64_t first, int n, Float(&out)[2]) {
-      Float v, guided;
-      read(&v, call.velocity, row, first, n);
-      read_combined(&guided, call, RowScalars(call, row).scale, row, first, n);
-      out[0] = v * v;
-      out[1] = guided * guided;
+    const auto values = [&](int64_t row, int64_t first, int n, Terms<2>& out) {
+      read(out.of[0], call.velocity, row, first, n);
+      read_combined(out.of[1], call, RowScalars(call, row).scale, row, first, n);
+      for (int i = 0; i * LANES < n; ++i) {
+        out.of[0][i] = out.of[0][i] * out.of[0][i];
+        out.of[1][i] = out.of[1][i] * out.of[1][i];
+      }
     };
     groups_.sum<2>(values, [&](int64_t group, const float(&sums)[2]) {
       factors()[group] = rescale_factor(call.rescale, sums[0], sums[1]).factor;

@@ -53,6 +53,7 @@ struct Vector {
   // e0 o0 e1 o1 ... in two registers.
   FASTFLOW_FN void interleave(Float even, Float odd, Float& low, Float& high) {
     Int first, second;
+#pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i) {
       first[i] = i / 2 + (i % 2) * LANES;
       second[i] = first[i] + LANES / 2;
@@ -61,14 +62,17 @@ struct Vector {
     high = __builtin_shuffle(even, odd, second);
   }
 
-  // Lane i + lane i + h for h = LANES/2, ..., 1: the end of a fold. The sum is in lane 0.
+  // Lane i + lane i + HALF for HALF = LANES/2, ..., 1: the end of a fold. The sum is in lane 0.
+  template <int HALF = LANES / 2>
   FASTFLOW_FN float fold(Float x) {
-    for (int half = LANES / 2; half; half /= 2) {
+    if constexpr (HALF == 0) {
+      return x[0];
+    } else {
       Int order;
-      for (int i = 0; i < LANES; ++i) order[i] = (i + half) % LANES;
-      x = x + __builtin_shuffle(x, order);
+#pragma GCC unroll 16
+      for (int i = 0; i < LANES; ++i) order[i] = (i + HALF) % LANES;
+      return fold<HALF / 2>(x + __builtin_shuffle(x, order));
     }
-    return x[0];
   }
 };
 

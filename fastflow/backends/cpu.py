@@ -108,3 +108,8 @@ def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_
     nothing = (None,) * 6
     tensors = (*_inputs(call), *nothing, _rows(grad), _rows(grad_velocity), _rows(grad_uncond))
     _module().log_prob_backward(tensors, _numbers(call))
+
+
+def instruction_set() -> str:
+    """What the kernels run with on this machine: "avx512", "avx2" or "baseline". Raises ImportError without the module."""
+    return str(_module().isa())
