@@ -90,7 +90,7 @@ clean: ## remove what was built and written, .venv too
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Set-up. torch goes in first, so that what follows finds its requirement met.
+# Set-up. torch goes in first and alone (what it needs follows), so that the rest finds its requirement met.
 $(VENV)/torch.stamp:
 	$(call say,setting up $(VENV))
 	@command -v $(PYTHON) >/dev/null || { echo 'make: $(PYTHON) is not there; PYTHON=... names another'; exit 1; }
@@ -98,7 +98,7 @@ $(VENV)/torch.stamp:
 	  || { echo 'make: Python 3.10 or newer is needed; PYTHON=... names another'; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo 'make: $(PYTHON) lacks venv (on Debian: apt install python3-venv)'; exit 1; }
 	@$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
-	@$(RUN) -c 'import torch' 2>/dev/null || $(PIP) $(TORCH_FROM) '$(TORCH)'
+	@$(RUN) -c 'import torch' 2>/dev/null || $(PIP) --no-deps $(TORCH_FROM) '$(TORCH)'
 	@touch $@
 
 $(VENV)/demo.stamp: $(VENV)/torch.stamp $(SOURCES)

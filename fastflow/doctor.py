@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -74,12 +75,9 @@ def cpu_model() -> str:
 
 def instructions() -> str | None:
     """The instruction set that the compiled CPU module runs with here; None without that module."""
-    from .backends import load, unavailable
+    from .backends import unavailable
 
-    if unavailable("cpu") is not None:
-        return None
-    chosen = getattr(load("cpu"), "instruction_set", None)
-    return None if chosen is None else str(chosen())
+    return None if unavailable("cpu") is not None else str(importlib.import_module("fastflow._cpu").isa())
 
 
 def gpus() -> list[dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 DIGITS = "digits"
@@ -64,6 +65,20 @@ class Request:
             for option, given in (("--size", self.size), ("--embeddings", self.embeddings), ("--reward", self.reward)):
                 if given is not None:
                     raise ValueError(f"{option}: the digits model brings its own; leave the option out")
+
+    def command(self) -> str:
+        """The command line that asks for the same."""
+        words = ["fastflow", "rollout"]
+        for name, value in asdict(self).items():
+            if name == "prompts":
+                words += [word for prompt in value for word in ("--prompts", prompt)]
+            elif name == "size" and value is not None:
+                words += ["--size", f"{value[0]}x{value[1]}"]
+            elif name == "dense" and value is None:
+                words += ["--dense", "none"]
+            elif name not in ("progress", "device") and value not in (None, ""):
+                words += [f"--{name.replace('_', '-')}", str(value)]
+        return shlex.join(words)
 
 
 def parse_prompts(given: Sequence[str], digits: bool) -> list[str]:

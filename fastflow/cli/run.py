@@ -20,6 +20,7 @@ from .pictures import write_pictures
 from .request import DIGITS, DYNAMICS, Request
 
 PIPELINE_GUIDANCE, BARE_SHIFT = 4.5, 3.0
+DIGITS_PROMPTS = 16  # 0 to 9, then 0 to 5
 
 
 def run(request: Request) -> None:
@@ -28,16 +29,15 @@ def run(request: Request) -> None:
         device = pick_device(request.device)
         dynamics = make_dynamics(request)
         if request.model == DIGITS:
-            from .digits import run_digits
-
-            run_digits(request, dynamics, device)
+            roll_digits(request, dynamics, device)
         else:
             roll(request, dynamics, device)
     except ff.RolloutError as error:
         message = str(error).removesuffix("; what was computed is in .partial")
         fail(f"{message}{_keep(error.partial, request.out)}", FAILED)
     except ModuleNotFoundError as error:
-        fail(f'this needs the package {error.name}, which is not installed; pip install "fastflow[diffusers]"')
+        extra = "demo" if request.model == DIGITS else "diffusers"
+        fail(f'this needs the package {error.name}, which is not installed; pip install "fastflow[{extra}]"')
     except (ValueError, ff.BackendError, OSError) as error:
         fail(str(error))
 
@@ -84,6 +84,28 @@ def roll(request: Request, dynamics: Any, device: torch.device) -> None:
     summary = summarise(request, loaded, trajectory)
     (request.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     _print(summary, request.out, written)
+
+
+def roll_digits(request: Request, dynamics: Any, device: torch.device) -> None:
+    """The rollout of the model that ships with fastflow, with its report."""
+    from ..demo.run import run_digits
+
+    chosen = {"guidance": request.guidance, "shift": request.shift, "max_rows": request.max_rows}
+    run_digits(
+        request.out,
+        command=request.command(),
+        prompts=[int(prompt) for prompt in request.prompts] or DIGITS_PROMPTS,
+        group=request.group,
+        steps=request.steps,
+        dynamics=dynamics,
+        dense=request.dense,
+        seed=request.seed,
+        lockstep=request.lockstep,
+        device=device,
+        dtype=getattr(torch, request.dtype),
+        progress=request.progress,
+        **{name: value for name, value in chosen.items() if value is not None},
+    )
 
 
 def pick_device(name: str) -> torch.device:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fastflow.cli.request import DYNAMICS, parse_dense, parse_prompts, parse_size
+from fastflow.cli.request import DYNAMICS, Request, parse_dense, parse_prompts, parse_size
 
 
 def test_prompts_as_typed(tmp_path: Path) -> None:
@@ -76,3 +76,15 @@ def test_out_must_not_be_a_file(fastflow, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = fastflow("rollout", "--model", "folder", "--out", tmp_path / "file")
     assert (result.exit_code, "--out: wanted a folder, got the file" in result.stderr) == (2, True)
+
+
+def test_a_request_as_a_command(tmp_path: Path) -> None:
+    request = Request(
+        model="digits", prompts=["3", "8"], group=4, negative="", size=None, embeddings=None, reward=None, steps=5,
+        dynamics="cps", noise_level=0.5, guidance=None, shift=None, dense=None, seed=1, lockstep="full", max_rows=None,
+        dtype="float32", device="auto", out=tmp_path, progress=True,
+    )  # fmt: skip
+    assert request.command() == (
+        "fastflow rollout --model digits --prompts 3 --prompts 8 --group 4 --steps 5 --dynamics cps --noise-level 0.5 "
+        f"--dense none --seed 1 --lockstep full --dtype float32 --out {tmp_path}"
+    )

@@ -187,3 +187,29 @@ def test_embeddings_that_do_not_fit(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match="wanted one entry for each of 2 prompts"):
         load_embeddings(tmp_path / "b.safetensors")
+
+
+def test_digits(fastflow, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    run = (
+        "rollout",
+        "--model",
+        "digits",
+        "--prompts",
+        "3,8",
+        "--steps",
+        3,
+        "--group",
+        2,
+        "--dense",
+        "all",
+        "--no-progress",
+    )
+    result = fastflow(*run, "--device", "cpu", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    trajectory = ff.Trajectory.load(tmp_path / "trajectory.safetensors")
+    assert trajectory.samples.shape == (4, 4, 1, 8, 8)
+    assert trajectory.rewards.shape == (4, 4)
+    report = (tmp_path / "report.html").read_text()
+    assert "--model digits --prompts 3 --prompts 8" in report
