@@ -42,7 +42,7 @@ class Engine:
         self.stats = Stats(widths=setup.plan.main_widths, schedule_hash=setup.main.hash)
         self.scores = Scores((len(setup.chains) + 1) * setup.batch)
         self.progress = Progress(progress, self._units())
-        self.level_done = 0  # levels that every main row has passed
+        self.level_done = -1  # levels that every main row has passed; -1: no initial state yet
         self.finished = False  # the network's work is done
         self.doing = "starting"
 
@@ -50,10 +50,11 @@ class Engine:
         with Salvage(self), self.progress, torch.inference_mode(False), torch.no_grad():
             self._allocate()
             self._start(initial)
+            self.level_done = 0
             for inputs in call_inputs(self.setup):
                 self._advance(inputs)
             self.store[-1].copy_(self._state(self.setup.length))
-            self.finished = True
+            self.level_done, self.finished = self.setup.length, True
             self._check_finite()
             if self.reward is not None:
                 self._score(self.reward)
@@ -158,7 +159,7 @@ class Engine:
         if history is self.main_history and history is not None:
             weight = float(s.main.history[level])
             if weight:
-                out["next_sample"].add_(history[(level + 1) % 2, lo:hi], alpha=weight)
+                out["next_sample"].add_(weight * history[(level + 1) % 2, lo:hi])  # alpha= would contract
             if self.store_history is not None and slot is not None:
                 self.store_history[slot, lo:hi].copy_(out["clean"])
 

@@ -24,6 +24,7 @@ DYNAMICS = {
     "cps": (ff.CPS(0.8), plain.cps(0.8)),
     "table": (ff.TableSDE(tuple(PSI)), plain.table_sde(PSI)),
     "ode": (ff.ODE(), plain.euler),
+    "dpmpp": (ff.ODE("dpmpp", 2), plain.dpmpp2),
 }
 
 
