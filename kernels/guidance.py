@@ -10,10 +10,6 @@ import triton.language as tl
 from .convert import load
 from .reduce import add_tiles, fold, put_tiles, tile_sums
 
-NONE = tl.constexpr(0)
-TOKEN = tl.constexpr(1)
-CLAMP = tl.constexpr(2)
-
 
 @triton.jit
 def combine(v, u, s):
@@ -23,7 +19,7 @@ def combine(v, u, s):
 @triton.jit
 def factor_at(factors, index, inside, channels, inner, RESCALE: tl.constexpr):
     """The factors of a row's elements: of their tokens, or the row's one."""
-    if RESCALE == TOKEN:
+    if RESCALE == "token":
         token = (index // (channels * inner)) * inner + index % inner
         factor = tl.load(factors + token, mask=inside, other=1.0)
     else:
@@ -36,7 +32,7 @@ def factor_of(square, guided_square, RESCALE: tl.constexpr):
     """sqrt(square) / sqrt(guided_square), or 1 where nothing is to be rescaled; and whether it was."""
     norm = tl.sqrt_rn(square)
     guided_norm = tl.sqrt_rn(guided_square)
-    rescaled = guided_norm != 0.0 if RESCALE == TOKEN else guided_norm > norm
+    rescaled = guided_norm != 0.0 if RESCALE == "token" else guided_norm > norm
     factor = tl.div_rn(norm, tl.where(guided_norm == 0.0, 1.0, guided_norm))
     return tl.where(rescaled, factor, 1.0), rescaled
 
@@ -65,7 +61,7 @@ def token_factor_kernel(
     u = load(uncond + row * uncond_row + index, inside)
     guided = combine(v, u, tl.load(scale + row * scale_row))
     square, guided_square = fold(v * v, TOKENS, LOG), fold(guided * guided, TOKENS, LOG)
-    factor, _ = factor_of(square, guided_square, TOKEN)
+    factor, _ = factor_of(square, guided_square, "token")
     tl.store(factors + row * tokens + token, factor, mask=present)
 
 
@@ -73,20 +69,20 @@ def token_factor_kernel(
 def sample_square_kernel(
     velocity, uncond, scale, squares, guided_squares,
     velocity_row, uncond_row, scale_row, numel, batch, programs,
-    TILES: tl.constexpr,
+    TILES: tl.constexpr, LOG: tl.constexpr,
 ):  # fmt: skip
     """Tile sums [tiles, batch] of velocity^2 and guided^2."""
     program = tl.program_id(0)
     row = (program // programs).to(tl.int64)
     part = program % programs
-    index = part * (TILES * 2048) + tl.arange(0, TILES * 2048)
+    index = part * (TILES << LOG) + tl.arange(0, TILES << LOG)
     inside = index < numel
     v = load(velocity + row * velocity_row + index, inside)
     u = load(uncond + row * uncond_row + index, inside)
     guided = combine(v, u, tl.load(scale + row * scale_row))
     tiles = (numel + 2047) // 2048
-    put_tiles(squares, tile_sums(v * v, TILES), part * TILES, row, tiles, batch, TILES)
-    put_tiles(guided_squares, tile_sums(guided * guided, TILES), part * TILES, row, tiles, batch, TILES)
+    put_tiles(squares, tile_sums(v * v, TILES, LOG), part * TILES, row, tiles, batch, TILES)
+    put_tiles(guided_squares, tile_sums(guided * guided, TILES, LOG), part * TILES, row, tiles, batch, TILES)
 
 
 @triton.jit(do_not_specialize=["batch", "tiles"])
@@ -98,7 +94,7 @@ def sample_factor_kernel(
     present = row < batch
     square = add_tiles(squares, row, present, tiles, batch, UNROLL)
     guided_square = add_tiles(guided_squares, row, present, tiles, batch, UNROLL)
-    factor, _ = factor_of(square, guided_square, CLAMP)
+    factor, _ = factor_of(square, guided_square, "clamp")
     tl.store(factors + row, factor, mask=present)
     if totals is not None:
         tl.store(totals + row, square, mask=present)

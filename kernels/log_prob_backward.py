@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .convert import load, store
-from .guidance import CLAMP, NONE, TOKEN, combine, factor_of, token_index
+from .guidance import combine, factor_of, token_index
 from .reduce import add_tiles, count, fold, put_tiles, tile_sums
 from .transition import affine
 
@@ -18,11 +18,11 @@ _SMALL = ["grad_row", "coef_row", "scale_row", "batch", "programs"]
 
 
 @triton.jit(do_not_specialize=["programs"])
-def count_kernel(mask, counts, mask_row, numel, programs, TILES: tl.constexpr):
+def count_kernel(mask, counts, mask_row, numel, programs, TILES: tl.constexpr, LOG: tl.constexpr):
     """Adds the number of unmasked elements to counts int32 [batch]; integer atomics give the same sum in any order."""
     program = tl.program_id(0)
     row = (program // programs).to(tl.int64)
-    index = (program % programs) * (TILES * 2048) + tl.arange(0, TILES * 2048)
+    index = (program % programs) * (TILES << LOG) + tl.arange(0, TILES << LOG)
     scored = tl.load(mask + row * mask_row + index, mask=index < numel, other=0) != 0
     tl.atomic_add(counts + row, count(scored))
 
@@ -69,13 +69,13 @@ def pulls(dot, square, guided_square, RESCALE: tl.constexpr):
 def dot_kernel(
     sample, velocity, uncond, scale, factors, coef, given, mask, grad, counts, dots,
     sample_row, velocity_row, uncond_row, given_row, mask_row, grad_row, coef_row, scale_row, numel, batch, programs,
-    SCORE: tl.constexpr, REDUCE: tl.constexpr, TILES: tl.constexpr,
+    SCORE: tl.constexpr, REDUCE: tl.constexpr, TILES: tl.constexpr, LOG: tl.constexpr,
 ):  # fmt: skip
     """Clamp: tile sums [tiles, batch] of gv * guided."""
     program = tl.program_id(0)
     row = (program // programs).to(tl.int64)
     part = program % programs
-    index = part * (TILES * 2048) + tl.arange(0, TILES * 2048)
+    index = part * (TILES << LOG) + tl.arange(0, TILES << LOG)
     inside = index < numel
     x = load(sample + row * sample_row + index, inside)
     v = load(velocity + row * velocity_row + index, inside)
@@ -85,7 +85,7 @@ def dot_kernel(
         coef + row * coef_row, x, guided * tl.load(factors + row), given, mask, grad, counts, row, index, inside,
         given_row, mask_row, grad_row, numel, SCORE, REDUCE,
     )  # fmt: skip
-    put_tiles(dots, tile_sums(gv * guided, TILES), part * TILES, row, (numel + 2047) // 2048, batch, TILES)
+    put_tiles(dots, tile_sums(gv * guided, TILES, LOG), part * TILES, row, (numel + 2047) // 2048, batch, TILES)
 
 
 @triton.jit(do_not_specialize=["batch", "tiles"])
@@ -96,7 +96,7 @@ def pulls_kernel(dots, totals, pulled, batch, tiles, LANES: tl.constexpr, UNROLL
     dot = add_tiles(dots, row, present, tiles, batch, UNROLL)
     square = tl.load(totals + row, mask=present, other=0.0)
     guided_square = tl.load(totals + batch + row, mask=present, other=0.0)
-    by_guided, by_velocity = pulls(dot, square, guided_square, CLAMP)
+    by_guided, by_velocity = pulls(dot, square, guided_square, "clamp")
     tl.store(pulled + row, by_guided, mask=present)
     tl.store(pulled + batch + row, by_velocity, mask=present)
 
@@ -112,12 +112,12 @@ def backward_kernel(
     sample, velocity, uncond, scale, factors, pulled, coef, given, mask, grad, counts, grad_velocity, grad_uncond,
     sample_row, velocity_row, uncond_row, given_row, mask_row, grad_velocity_row, grad_uncond_row,
     grad_row, coef_row, scale_row, numel, batch, programs,
-    RESCALE: tl.constexpr, SCORE: tl.constexpr, REDUCE: tl.constexpr, TILES: tl.constexpr,
+    RESCALE: tl.constexpr, SCORE: tl.constexpr, REDUCE: tl.constexpr, TILES: tl.constexpr, LOG: tl.constexpr,
 ):  # fmt: skip
     """Gradients of TILES tiles of one row; every form but the token rescale."""
     program = tl.program_id(0)
     row = (program // programs).to(tl.int64)
-    index = (program % programs) * (TILES * 2048) + tl.arange(0, TILES * 2048)
+    index = (program % programs) * (TILES << LOG) + tl.arange(0, TILES << LOG)
     inside = index < numel
     x = load(sample + row * sample_row + index, inside)
     v = load(velocity + row * velocity_row + index, inside)
@@ -127,7 +127,7 @@ def backward_kernel(
         s = tl.load(scale + row * scale_row)
         guided = combine(v, u, s)
         entered = guided
-        if RESCALE != NONE:
+        if RESCALE != "none":
             factor = tl.load(factors + row)
             entered = guided * factor
     gv = gradient(
@@ -137,7 +137,7 @@ def backward_kernel(
     if uncond is None:
         store(grad_velocity + row * grad_velocity_row + index, gv, inside)
     else:
-        if RESCALE == NONE:
+        if RESCALE == "none":
             in_velocity = s * gv
             in_uncond = gv - in_velocity
         else:
@@ -166,12 +166,12 @@ def token_backward_kernel(
     s = tl.load(scale + row * scale_row)
     guided = combine(v, u, s)
     square, guided_square = fold(v * v, TOKENS, LOG), fold(guided * guided, TOKENS, LOG)
-    factor, _ = factor_of(square, guided_square, TOKEN)
+    factor, _ = factor_of(square, guided_square, "token")
     gv = gradient(
         coef + row * coef_row, x, guided * factor[:, None], given, mask, grad, counts, row, index, inside,
         given_row, mask_row, grad_row, numel, SCORE, REDUCE,
     )  # fmt: skip
-    by_guided, by_velocity = pulls(fold(gv * guided, TOKENS, LOG), square, guided_square, TOKEN)
+    by_guided, by_velocity = pulls(fold(gv * guided, TOKENS, LOG), square, guided_square, "token")
     in_velocity, in_uncond = combine_backward(
         gv, v, guided, s, factor[:, None], by_guided[:, None], by_velocity[:, None]
     )

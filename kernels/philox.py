@@ -1,24 +1,17 @@
-"""Philox4x32-10 and Box-Muller with the float32 bits of `fastflow/philox.py`, which is the definition."""
+"""Philox4x32-10 and Box-Muller with the float32 bits of `fastflow/philox.py`, which is the definition.
+
+Constants stand in place: Triton compares every global that a kernel uses at every launch.
+"""
 
 import triton
 import triton.language as tl
-
-_ROUND_A = tl.constexpr(0xD2511F53)
-_ROUND_B = tl.constexpr(0xCD9E8D57)
-_WEYL_A = tl.constexpr(0x9E3779B9)
-_WEYL_B = tl.constexpr(0xBB67AE85)
-
-_LN2_HIGH = tl.constexpr(0.693359375)
-_LN2_LOW = tl.constexpr(-2.12194440e-4)
-_SQRT_HALF_BITS = tl.constexpr(0x3F3504F3)
-_TURN = tl.constexpr(9.362675707309822e-08)  # 2 pi / 2^26
 
 
 @triton.jit
 def _log(u):
     """Natural logarithm of normal positive float32."""
     bits = u.to(tl.int32, bitcast=True)
-    exponent = (bits - _SQRT_HALF_BITS) >> 23
+    exponent = (bits - 0x3F3504F3) >> 23  # the bits of sqrt(1/2)
     f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
     e = exponent.to(tl.float32)
     f2 = f * f
@@ -30,8 +23,8 @@ def _log(u):
     p = p * f + 0.3333390951156616
     tail = (f2 * f) * p
     tail = tail - 0.5 * f2
-    tail = tail + e * _LN2_LOW
-    return (f + tail) + e * _LN2_HIGH
+    tail = tail + e * -2.12194440e-4
+    return (f + tail) + e * 0.693359375
 
 
 @triton.jit
@@ -41,7 +34,7 @@ def _box_muller(w0, w1):
     r = tl.sqrt_rn(-2.0 * _log(u))
     quadrant = (w1 + 0x20000000) >> 30
     remainder = (w1 - (quadrant << 30)).to(tl.int32, bitcast=True)
-    x = ((remainder >> 6).to(tl.float32) + 0.5) * _TURN
+    x = ((remainder >> 6).to(tl.float32) + 0.5) * 9.362675707309822e-08  # 2 pi / 2^26
     z = x * x
     s = z * -0.00019515282474458218 + 0.00833216030150652
     s = s * z + -0.16666655242443085
@@ -68,16 +61,16 @@ def normal(seed, step, stream, first, BLOCK: tl.constexpr):
     k0 = tl.zeros_like(c0) + seed.to(tl.uint32)
     k1 = tl.zeros_like(c0) + (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
-        high_a = tl.umulhi(c0, _ROUND_A)
-        high_b = tl.umulhi(c2, _ROUND_B)
-        low_a = c0 * _ROUND_A
-        low_b = c2 * _ROUND_B
+        high_a = tl.umulhi(c0, 0xD2511F53)
+        high_b = tl.umulhi(c2, 0xCD9E8D57)
+        low_a = c0 * 0xD2511F53
+        low_b = c2 * 0xCD9E8D57
         c0 = high_b ^ c1 ^ k0
         c1 = low_b
         c2 = high_a ^ c3 ^ k1
         c3 = low_a
-        k0 = k0 + _WEYL_A
-        k1 = k1 + _WEYL_B
+        k0 = k0 + 0x9E3779B9
+        k1 = k1 + 0xBB67AE85
     z0, z1 = _box_muller(c0, c1)
     z2, z3 = _box_muller(c2, c3)
     return tl.reshape(tl.join(tl.join(z0, z2), tl.join(z1, z3)), [BLOCK])

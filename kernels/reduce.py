@@ -18,16 +18,17 @@ def fold(x, ROWS: tl.constexpr, LOG: tl.constexpr):
 
 
 @triton.jit
-def tile_sums(x, TILES: tl.constexpr):
-    """Block of TILES * 2,048 values -> [TILES] tile sums."""
-    return fold(tl.reshape(x, [TILES, 2048]), TILES, 11)
+def tile_sums(x, TILES: tl.constexpr, LOG: tl.constexpr):
+    """Block of TILES << LOG values -> [TILES] tile sums. LOG is 11, or less for one tile whose upper part is padding: it
+    would fold in zeros, which change no bit."""
+    return fold(tl.reshape(x, [TILES, 1 << LOG]), TILES, LOG)
 
 
 @triton.jit
-def tile_counts(condition, TILES: tl.constexpr):
+def tile_counts(condition, TILES: tl.constexpr, LOG: tl.constexpr):
     """Block of conditions -> int32 [TILES]: how many hold in each tile. Summed in float32, exactly: the interpreters of
     older Triton versions widen integer sums."""
-    return tl.sum(tl.reshape(tl.where(condition, 1.0, 0.0), [TILES, 2048]), axis=1).to(tl.int32)
+    return tl.sum(tl.reshape(tl.where(condition, 1.0, 0.0), [TILES, 1 << LOG]), axis=1).to(tl.int32)
 
 
 @triton.jit

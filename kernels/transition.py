@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .convert import load, rounded, store
-from .guidance import NONE, combine, factor_at
+from .guidance import combine, factor_at
 from .philox import normal
 from .reduce import count, in_order, put_tiles, score, tile_counts, tile_sums
 
@@ -41,7 +41,7 @@ def step_kernel(
     log_prob_row, flags_row, coef_row, scale_row, seed_row, step_row,
     stream, offset, groups, channels, inner, numel, batch, programs,
     RESCALE: tl.constexpr, SCORE: tl.constexpr, REDUCE: tl.constexpr, SCORE_ROUNDED: tl.constexpr,
-    NEXT: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr,
+    NEXT: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr, LOG: tl.constexpr,
 ):  # fmt: skip
     """TILES tiles of one row. NEXT: dtype that next_sample is kept in. WHOLE: the program has the whole row and
     finishes its score; otherwise `finish_kernel` does, from `sums`, `counts` (masked) and `marks`, each [tiles, batch].
@@ -49,8 +49,8 @@ def step_kernel(
     program = tl.program_id(0)
     row = (program // programs).to(tl.int64)
     part = program % programs
-    begin = part * (TILES * 2048)
-    index = begin + tl.arange(0, TILES * 2048)
+    begin = part * (TILES << LOG)
+    index = begin + tl.arange(0, TILES << LOG)
     inside = index < numel
     tiles = (numel + 2047) // 2048
     coef += row * coef_row
@@ -60,7 +60,7 @@ def step_kernel(
     if uncond is not None:
         u = load(uncond + row * uncond_row + index, inside)
         v = combine(v, u, tl.load(scale + row * scale_row))
-        if RESCALE != NONE:
+        if RESCALE != "none":
             v = v * factor_at(factors + row * groups, index, inside, channels, inner, RESCALE)
 
     mean = affine(coef, 0, x, v)
@@ -75,7 +75,7 @@ def step_kernel(
         elif seeds is not None:
             std = tl.load(coef + 2)
             seed = tl.load(seeds + row * seed_row)
-            z = normal(seed, tl.load(step + row * step_row), stream, offset.to(tl.int64) + begin, TILES * 2048)
+            z = normal(seed, tl.load(step + row * step_row), stream, offset.to(tl.int64) + begin, TILES << LOG)
             value = tl.where(std == 0.0, mean, mean + std * z)
         else:
             value = mean
@@ -90,11 +90,11 @@ def step_kernel(
         c0 = tl.load(coef + 9)
         w = tl.load(coef + 10)
         if REDUCE == 2:
-            one = tl.full([TILES * 2048], 1.0, tl.float32)
+            one = tl.full([TILES << LOG], 1.0, tl.float32)
             each = score(c0 * one, w * one, square, one, SCORE, 1)
             store(log_prob + row * log_prob_row + index, tl.where(scored, each, 0.0), inside)
         else:
-            partial = tile_sums(square, TILES)
+            partial = tile_sums(square, TILES, LOG)
             if WHOLE:
                 # `row * 0`: a tensor also where Triton made numel a constant
                 n = count(scored) if mask is not None else row * 0 + numel
@@ -102,14 +102,14 @@ def step_kernel(
             else:
                 put_tiles(sums, partial, part * TILES, row, tiles, batch, TILES)
                 if mask is not None:
-                    put_tiles(counts, tile_counts(scored, TILES), part * TILES, row, tiles, batch, TILES)
+                    put_tiles(counts, tile_counts(scored, TILES, LOG), part * TILES, row, tiles, batch, TILES)
 
     if flags is not None:
         bad = inside & (not_finite(mean) | not_finite(value))
         if WHOLE:
             tl.store(flags + row * flags_row, (count(bad) > 0).to(tl.int32))
         else:
-            put_tiles(marks, tile_counts(bad, TILES), part * TILES, row, tiles, batch, TILES)
+            put_tiles(marks, tile_counts(bad, TILES, LOG), part * TILES, row, tiles, batch, TILES)
 
     if clean is not None:
         store(clean + row * clean_row + index, affine(coef, 3, x, v), inside)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from .. import _env
-from .base import RESCALES, TILE, StepCall
+from .base import TILE, StepCall
 
 MIN_TRITON = (3, 2)
 MIN_CAPABILITY = (8, 0)
 MAX_NUMEL = 2**31 - 2**20  # element indices are int32 within a row
 MAX_CHANNELS = 2**14  # a token's channels are folded by one program
+MIN_LOG = 7  # log2 of the fewest lanes that a row takes
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _SLOTS = ("next_sample", "log_prob", "clean", "ode_next", "mean")
 
@@ -86,16 +87,20 @@ class _Launch:
         # a block never exceeds the row by more than padding to a power of two of tiles
         self.block_tiles = min(chosen.block // TILE, 1 << (self.tiles - 1).bit_length())
         self.programs = -(-self.tiles // self.block_tiles)
+        # rows shorter than a tile take fewer lanes, and a warp for every 512
+        self.log_tile = min(max((call.numel - 1).bit_length(), MIN_LOG), TILE.bit_length() - 1)
         self.guided = call.uncond is not None and call.scale is not None
-        self.rescale = RESCALES.index(call.rescale) if self.guided else 0
-        self.options: dict[str, Any] = {"num_warps": chosen.num_warps, "enable_fp_fusion": False}
+        self.rescale = call.rescale if self.guided else "none"
+        warps = min(chosen.num_warps, max(1, (self.block_tiles << self.log_tile) // 512))
+        self.options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": False}
+        self.block = {"TILES": self.block_tiles, "LOG": self.log_tile, **self.options}
         outer, self.channels, self.inner = call.token
         self.tokens = outer * self.inner
         self.log_channels = max(self.channels - 1, 0).bit_length()
         self.block_tokens = max(1, min(chosen.block >> self.log_channels, 1 << max(self.tokens - 1, 0).bit_length()))
         self.token_programs = -(-self.tokens // self.block_tokens)
-        spread = (self.block_tokens << self.log_channels) // 1024  # long tokens: at most 32 elements a thread
-        self.token_options = self.options | {"num_warps": max(chosen.num_warps, min(16, spread))}
+        warps = min(16, max(1, (self.block_tokens << self.log_channels) // 512))  # tokens may be longer than a block
+        self.token_options = self.options | {"num_warps": warps}
         self.lanes = {"LANES": 32, "UNROLL": 1 if _env.triton_interpret() else 16, "num_warps": 1}
         self.lanes["enable_fp_fusion"] = False
         self.row_programs = -(-call.batch // 32)
@@ -120,7 +125,7 @@ class _Launch:
         squares, guided_squares = self.scratch(self.tiles, batch), self.scratch(self.tiles, batch)
         guidance.sample_square_kernel[(batch * self.programs,)](
             *pair, squares, guided_squares, *rows, call.numel, batch, self.programs,
-            TILES=self.block_tiles, **self.options,
+            **self.block,
         )  # fmt: skip
         factors = self.scratch(batch, 1)
         guidance.sample_factor_kernel[(self.row_programs,)](
@@ -157,7 +162,7 @@ def _step(call: StepCall) -> None:
     launch = _Launch(call)
     batch, tiles, whole = call.batch, launch.tiles, launch.programs == 1
     uncond, scale = (call.uncond, call.scale) if launch.guided else (None, None)
-    factors = launch.factors() if launch.rescale else None
+    factors = launch.factors() if launch.rescale != "none" else None
     scored = call.log_prob is not None and call.reduce != 2
     mask = _bytes(call.mask) if call.log_prob is not None else None
     sums = launch.scratch(tiles, batch) if scored and not whole else None
@@ -174,7 +179,7 @@ def _step(call: StepCall) -> None:
         call.stream, call.offset, 0 if factors is None else factors.shape[1], launch.channels, launch.inner,
         call.numel, batch, launch.programs,
         RESCALE=launch.rescale, SCORE=call.score, REDUCE=call.reduce, SCORE_ROUNDED=call.score_rounded,
-        NEXT=kept, WHOLE=whole, TILES=launch.block_tiles, **launch.options,
+        NEXT=kept, WHOLE=whole, **launch.block,
     )  # fmt: skip
     if sums is not None or marks is not None:
         reduce.finish_kernel[(launch.row_programs,)](
@@ -204,13 +209,13 @@ def _log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad
     if mask is not None and call.reduce == 0:
         counts = torch.zeros(batch, dtype=torch.int32, device=call.sample.device)
         kernels.count_kernel[(batch * launch.programs,)](
-            mask, counts, _row(mask), call.numel, launch.programs, TILES=launch.block_tiles, **launch.options
+            mask, counts, _row(mask), call.numel, launch.programs, **launch.block
         )
     score = {"SCORE": call.score, "REDUCE": call.reduce}
     rows = (_row(call.sample), _row(call.velocity), _row(uncond), _row(call.given), _row(mask))
     grads, grad_rows = (grad_velocity, grad_uncond), (_row(grad_velocity), _row(grad_uncond))
     small = (_row(grad), _row(call.coef), _row(scale), call.numel)
-    if call.rescale == "token" and launch.guided:
+    if launch.rescale == "token":
         kernels.token_backward_kernel[(batch * launch.token_programs,)](
             call.sample, call.velocity, uncond, scale, call.coef, call.given, mask, grad, counts, *grads,
             *rows, *grad_rows, *small, launch.tokens, launch.token_programs, launch.channels, launch.inner,
@@ -218,16 +223,16 @@ def _log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad
         )  # fmt: skip
         return
     factors = pulled = None
-    if launch.rescale:
+    if launch.rescale == "clamp":
         totals, dots, pulled = launch.scratch(2, batch), launch.scratch(tiles, batch), launch.scratch(2, batch)
         factors = launch.factors(totals)
         kernels.dot_kernel[(batch * launch.programs,)](
             call.sample, call.velocity, uncond, scale, factors, call.coef, call.given, mask, grad, counts, dots,
-            *rows, *small, batch, launch.programs, **score, TILES=launch.block_tiles, **launch.options,
+            *rows, *small, batch, launch.programs, **score, **launch.block,
         )  # fmt: skip
         kernels.pulls_kernel[(launch.row_programs,)](dots, totals, pulled, batch, tiles, **launch.lanes)
     kernels.backward_kernel[(batch * launch.programs,)](
         call.sample, call.velocity, uncond, scale, factors, pulled, call.coef, call.given, mask, grad, counts, *grads,
         *rows, *grad_rows, *small, batch, launch.programs,
-        RESCALE=launch.rescale, **score, TILES=launch.block_tiles, **launch.options,
+        RESCALE=launch.rescale, **score, **launch.block,
     )  # fmt: skip
