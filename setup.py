@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("FASTFLOW_BUILD", "1")  # "0", "1" or "require"
 
 # Products and sums round on their own: no contraction, no fast math. The two "no" flags change no value.
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
 # Interleaves independent chains of the noise; -O3 leaves it out on x86.
 SCHEDULE = ("-fschedule-insns", "-fsched-pressure")
 INSTRUCTION_SETS = {
@@ -125,7 +125,7 @@ def compile_module(name: str, output: Path, record: dict[str, object]) -> None:
     compiler = find_compiler()
     record["compiler"] = ask(compiler, "--version").splitlines()[0]
     module = MODULES[name](ask(compiler, "-dumpmachine"))
-    record["flags"], record["instruction_sets"] = list(FLAGS), list(module.instruction_sets)
+    record["flags"], record["instruction_sets"] = FLAGS, list(module.instruction_sets)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "build.ninja").write_text(ninja_file(compiler, module, output))

@@ -48,7 +48,9 @@ def refuse(call: StepCall) -> str | None:
     if call.sample.device.type != "cpu":
         return f"it serves tensors on the CPU, and sample is on {call.sample.device}"
     if call.product_dtype != "float32":
-        return f'it forms products in float32, and product_dtype is "{call.product_dtype}"; only the reference rounds them'
+        return (
+            f'it forms products in float32, and product_dtype is "{call.product_dtype}"; only the reference rounds them'
+        )
     for name in ("sample", "velocity", "noise", "given", "next_sample", "clean", "ode_next", "mean"):
         tensor = getattr(call, name)
         if tensor is not None and tensor.dtype not in _DTYPES:
