@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -29,6 +29,19 @@ class Stats:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    @staticmethod
+    def total(parts: Sequence[Stats]) -> Stats:
+        """The cost of several rollouts of one schedule."""
+        return Stats(
+            calls=sum(p.calls for p in parts),
+            evaluations=sum(p.evaluations for p in parts),
+            padding=sum(p.padding for p in parts),
+            decodes=sum(p.decodes for p in parts),
+            seconds={k: sum(p.seconds.get(k, 0.0) for p in parts) for k in STAGES},
+            widths=tuple(sorted({w for p in parts for w in p.widths})),
+            schedule_hash=parts[0].schedule_hash,
+        )
 
     @staticmethod
     def from_dict(state: dict[str, Any]) -> Stats:

@@ -101,12 +101,23 @@ class Trajectory:
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> Trajectory:
         """The chosen samples, always with a batch axis. An int, a slice, or indices or a bool mask [B]."""
-        if isinstance(index, int):
-            if not -self.batch <= index < self.batch:
-                raise IndexError(f"index: wanted -{self.batch} to {self.batch - 1}, got {index}")
-            index = slice(index, index + 1 or None)
-        rows = index if isinstance(index, slice) else torch.as_tensor(index)
-        return self._map(lambda t: t[rows if isinstance(rows, slice) else rows.to(t.device)])
+        if isinstance(index, slice):
+            return self._map(lambda t: t[index])
+        rows = torch.as_tensor(index)
+        if rows.numel() == 0 and rows.dim() == 1:
+            rows = rows.to(torch.int64)  # an empty list has no dtype
+        if (
+            rows.dim() > 1
+            or rows.is_floating_point()
+            or (rows.dtype == torch.bool and tuple(rows.shape) != (self.batch,))
+        ):
+            raise TypeError(
+                f"index: wanted an int, a slice, indices or a bool mask [{self.batch}], got {rows.dtype} {tuple(rows.shape)}"
+            )
+        rows = rows.reshape(-1)
+        if rows.dtype != torch.bool and bool(((rows < -self.batch) | (rows >= self.batch)).any()):
+            raise IndexError(f"index: wanted -{self.batch} to {self.batch - 1}, got {rows.tolist()}")
+        return self._map(lambda t: t[rows.to(t.device)])
 
     def to(self, device: torch.device | str) -> Trajectory:
         """The trajectory on another device. States are never cast: there is no dtype argument."""
@@ -120,39 +131,33 @@ class Trajectory:
 
     @staticmethod
     def cat(parts: Sequence[Trajectory]) -> Trajectory:
-        """One trajectory of all samples; costs are summed. Raises ValueError unless schedules, positions and states agree."""
+        """One trajectory of all samples; costs are summed (those of parts of one rollout once).
+
+        Raises ValueError unless schedules, positions, states, dtypes and what is known (rewards and their names) agree.
+        """
         if not parts:
             raise ValueError("parts: wanted at least one trajectory, got none")
         first = parts[0]
         for i, part in enumerate(parts):
-            for name in ("positions", "steps", "states"):
-                if getattr(part, name) != getattr(first, name):
-                    raise ValueError(
-                        f"parts[{i}].{name}: wanted {getattr(first, name)} as in the first, got {getattr(part, name)}"
-                    )
-            if part.transitions != first.transitions:
-                raise ValueError(
-                    f"parts[{i}].transitions: wanted {first.transitions}, as in the first, got {part.transitions}"
-                )
+            for name in ("positions", "steps", "states", "transitions"):
+                wanted, got = getattr(first, name), getattr(part, name)
+                if got != wanted:
+                    raise ValueError(f"parts[{i}].{name}: wanted {wanted}, as in the first, got {got}")
+            for name in ROWS:
+                wanted, got = _kind(getattr(first, name)), _kind(getattr(part, name))
+                if got != wanted:
+                    raise ValueError(f"parts[{i}].{name}: wanted {wanted}, as in the first, got {got}")
 
         def joined(name: str) -> Any:
             values = [getattr(p, name) for p in parts]
-            if any(v is None for v in values):
+            if values[0] is None:
                 return None
             if isinstance(values[0], dict):
                 return {k: torch.cat([v[k] for v in values]) for k in values[0]}
             return torch.cat(values)
 
-        stats = Stats(
-            calls=sum(p.stats.calls for p in parts),
-            evaluations=sum(p.stats.evaluations for p in parts),
-            padding=sum(p.stats.padding for p in parts),
-            decodes=sum(p.stats.decodes for p in parts),
-            seconds={k: sum(p.stats.seconds.get(k, 0.0) for p in parts) for k in first.stats.seconds},
-            widths=tuple(sorted({w for p in parts for w in p.stats.widths})),
-            schedule_hash=first.stats.schedule_hash,
-        )
-        return replace(first, **{name: joined(name) for name in ROWS}, stats=stats)
+        costs = list({id(p.stats): p.stats for p in parts}.values())
+        return replace(first, **{name: joined(name) for name in ROWS}, stats=Stats.total(costs))
 
     def as_dict(self) -> dict[str, Tensor]:
         """Every tensor with the batch on axis 0, for trainers that shuffle and slice dictionaries.
@@ -199,3 +204,12 @@ def gains_of(rewards: Rewards | None) -> Rewards | None:
     if isinstance(rewards, dict):
         return {name: values[:, 1:] - values[:, :-1] for name, values in rewards.items()}
     return rewards[:, 1:] - rewards[:, :-1]
+
+
+def _kind(value: Tensor | dict[str, Tensor] | None) -> str:
+    """What two trajectories must agree on in one field, in words."""
+    if value is None:
+        return "None"
+    if isinstance(value, dict):
+        return ", ".join(f"{name!r} {_kind(value[name])}" for name in sorted(value))
+    return f"{value.dtype} [B, {', '.join(map(str, value.shape[1:]))}]" if value.dim() > 1 else f"{value.dtype} [B]"
