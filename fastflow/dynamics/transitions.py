@@ -132,9 +132,9 @@ class Transitions(Table, col.Columns):
         return {"table": self._rows.clone(), "score": torch.tensor(col.SCORES.index(self._score))}
 
     @staticmethod
-    def from_state_dict(state: dict[str, Tensor]) -> Transitions:
-        """The transitions that `state_dict` saved."""
-        return Transitions(state["table"], col.SCORES[int(state["score"])], "saved transitions")
+    def from_state_dict(state: dict[str, Tensor], name: str = "saved transitions") -> Transitions:
+        """The transitions that `state_dict` saved; `name` as shown in messages."""
+        return Transitions(state["table"], col.SCORES[int(state["score"])], name)
 
 
 class StackedTransitions(Table):
