@@ -23,7 +23,15 @@ ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("FASTFLOW_BUILD", "1")  # "0", "1" or "require"
 
 # Products and sums round on their own: no contraction, no fast math. The two "no" flags change no value.
-FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math".split()
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
 # Interleaves independent chains of the noise; -O3 leaves it out on x86.
 SCHEDULE = ("-fschedule-insns", "-fsched-pressure")
 INSTRUCTION_SETS = {
