@@ -67,10 +67,11 @@ class Noise:
 
     def counters(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(seeds int64 [B], step int64 [1 or B]) on the device."""
-        step = self.step
-        if not isinstance(step, Tensor):
-            step = torch.full((1,), step, dtype=torch.int64, device=device)
-        return self.seeds.to(device), step.to(device=device, dtype=torch.int64).reshape(-1)
+        if isinstance(self.step, Tensor):
+            step = self.step.to(device=device, dtype=torch.int64).reshape(-1)
+        else:
+            step = torch.full((1,), self.step, dtype=torch.int64, device=device)
+        return self.seeds.to(device), step
 
     def sample(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
         """The draws as a tensor [B, *shape]: what `ff.step(..., noise=this)` uses inside."""

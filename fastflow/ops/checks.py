@@ -120,8 +120,8 @@ def scoring(at: At, score: str | None, reduce: str) -> tuple[int, int]:
 def slot(name: str, given: Any, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
     value = tensor(f"out[{name!r}]", given)
     wanted = torch.int32 if name == "flags" else None
-    if tuple(value.shape) != shape:
-        raise ValueError(f"out[{name!r}]: wanted shape {shape}, got {tuple(value.shape)}")
+    if value.shape != shape:
+        raise ValueError(f"out[{name!r}]: wanted shape {tuple(shape)}, got {tuple(value.shape)}")
     if value.device != sample.device:
         raise ValueError(f"out[{name!r}]: wanted the device of sample, {sample.device}, got {value.device}")
     if name == "log_prob":

@@ -79,17 +79,21 @@ def _step_out(*arguments: Any) -> None:
 
 def slots(sample: Tensor, next_dtype: torch.dtype, reduce: int, want: Any) -> list[Tensor | None]:
     """Fresh tensors for the wanted outputs; every other place is None."""
-    double = sample.dtype == torch.float64
-    score = torch.float64 if double else torch.float32
-    rows = sample.shape if reduce == 2 else sample.shape[:1]
-    like = sample.new_empty
+    score = torch.float64 if sample.dtype == torch.float64 else torch.float32
+
+    def state(dtype: torch.dtype) -> Tensor:
+        return torch.empty_like(sample, dtype=dtype, memory_format=torch.contiguous_format)
+
+    def row(dtype: torch.dtype) -> Tensor:
+        return sample.new_empty(sample.shape[:1], dtype=dtype)
+
     return [
-        like(sample.shape, dtype=next_dtype) if want[0] else None,
-        like(rows, dtype=score) if want[1] else None,
-        like(sample.shape) if want[2] else None,
-        like(sample.shape, dtype=next_dtype) if want[3] else None,
-        like(sample.shape, dtype=score) if want[4] else None,
-        like(sample.shape[:1], dtype=torch.int32) if want[5] else None,
+        state(next_dtype) if want[0] else None,
+        (state(score) if reduce == 2 else row(score)) if want[1] else None,
+        state(sample.dtype) if want[2] else None,
+        state(next_dtype) if want[3] else None,
+        state(score) if want[4] else None,
+        row(torch.int32) if want[5] else None,
     ]
 
 
