@@ -19,6 +19,7 @@ SHAPE = (3, 1, 8, 8)
 def network(monkeypatch: pytest.MonkeyPatch) -> None:
     """The digits network with random weights: nothing here depends on what it has learnt."""
     pytest.importorskip("diffusers")
+    torch.set_num_threads(1)  # which is quicker for a network as small as this
     module = digits_model.build_module().requires_grad_(False).eval()
     width = digits_model.WIDTH
     embeddings = digits_model.Embeddings(torch.randn(11, digits_model.TOKENS, width), torch.randn(11, width))
