@@ -198,7 +198,9 @@ class Engine:
             info = Info(s.prompt_index[sample_index[rows]], sample_index[rows], position[rows])
             self.doing = f"decode of rows {rows.start} to {rows.stop - 1}"
             with self.clock.stage("decode"):
-                images = clean[rows] if self.decode is None else self.decode(clean[rows], info)
+                images = clean[rows].clone()  # hooks may write into it
+                if self.decode is not None:
+                    images = self.decode(images, info)
             if self.decode is not None:
                 self.stats.decodes += len(info)
             self.doing = f"reward of rows {rows.start} to {rows.stop - 1}"

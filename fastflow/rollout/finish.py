@@ -43,8 +43,13 @@ class Scores:
         """The result of one reward call: [M], {name: [M]}, or a Future of either, which is read in `settle`."""
         if hasattr(result, "result") and not isinstance(result, Tensor):
             self.pending.append((result, info, start))
-            return
+        else:
+            self._enter(result, info, start)
+
+    def _enter(self, result: Any, info: Info, start: int) -> None:
         named = result if isinstance(result, Mapping) else {"": result}
+        if not named:
+            raise ValueError(f"reward: wanted [{len(info)}] numbers or {{name: [{len(info)}]}}, got no name")
         for name, values in named.items():
             row = _as_rewards(values, len(info), str(name))
             table = self.values.setdefault(str(name), torch.full((self.rows,), float("nan"), dtype=torch.float32))
@@ -58,9 +63,26 @@ class Scores:
                 )
 
     def settle(self) -> None:
+        """Reads the Futures, all of them before the first error is raised, and sees that no number is missing."""
         pending, self.pending = self.pending, []
+        first: BaseException | None = None
         for future, info, start in pending:
-            self.add(future.result(), info, start)
+            error = future.exception() if hasattr(future, "exception") else None
+            if error is None:
+                try:
+                    self._enter(future.result(), info, start)
+                except (TypeError, ValueError) as wrong:
+                    error = wrong
+            first = first or error
+        if first is not None:
+            raise first
+        for name, values in self.values.items():
+            missing = int(values.isnan().sum())
+            if missing:
+                label, names = f"reward {name!r}" if name else "reward", sorted(self.values)
+                raise ValueError(
+                    f"{label}: wanted the same names in every call, got {names}, this one not for {missing} images"
+                )
 
     def table(self, slots: Tensor, batch: int) -> Rewards | None:
         """[B, S] (or {name: [B, S]}) of the states, given the slot of each."""

@@ -34,11 +34,13 @@ def evaluate(
     Raises ValueError or TypeError if the model returns another shape or no float tensor.
     """
     if not isinstance(sigma, Tensor):
-        sigma = torch.full((sample.shape[0],), float(sigma), device=sample.device)
+        sigma = torch.full((sample.shape[0],), float(sigma), dtype=torch.float32, device=sample.device)
     if guidance is None:
         return _call(model, sample, sigma, conditioning.unwrap(condition)), None
     if guidance.calls == 2:
-        uncond = _call(model, sample, sigma, conditioning.unwrap(negative))
+        uncond = _call(
+            model, sample, sigma, conditioning.unwrap(negative)
+        ).clone()  # the next call may reuse its memory
         return _call(model, sample, sigma, conditioning.unwrap(condition)), uncond
     both = conditioning.concatenate(negative, condition)
     result = _call(model, torch.cat([sample, sample]), torch.cat([sigma, sigma]), conditioning.unwrap(both))
