@@ -36,6 +36,14 @@ def check_name(name: str) -> None:
         raise ValueError(f'backend: wanted "auto" or one of {", ".join(NAMES)}, got {name!r}')
 
 
+def require(name: str) -> None:
+    """Raises ValueError for a backend that does not exist, BackendError for one that cannot run on this machine."""
+    check_name(name)
+    absent = None if name == "auto" else unavailable(name)
+    if absent is not None:
+        raise BackendError(f'backend="{name}" cannot run here: {absent}. `fastflow doctor` lists what can.')
+
+
 def select(name: str, device: torch.device, call: StepCall) -> Backend:
     """The backend for this call. Raises BackendError where a named one cannot run here, or refuses."""
     if name == "auto":
@@ -43,9 +51,7 @@ def select(name: str, device: torch.device, call: StepCall) -> Backend:
             if unavailable(candidate) is None and load(candidate).refuse(call) is None:
                 return load(candidate)
         return load("reference")
-    absent = unavailable(name)
-    if absent is not None:
-        raise BackendError(f'backend="{name}" cannot run here: {absent}. `fastflow doctor` lists what can.')
+    require(name)
     backend = load(name)
     reason = backend.refuse(call)
     if reason is not None:

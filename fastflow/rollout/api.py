@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import backends
 from ..guidance import CFG
 from ..noise import Noise
 from .chains import Completion
@@ -72,6 +73,14 @@ def rollout(
     Raises ValueError or TypeError naming the argument before the first call; afterwards RolloutError with `.partial` (a model
     that fails or returns NaN, a reward that fails, Ctrl-C). Source: DenseGRPO, arXiv 2601.20218; lockstep is this library's.
     """
+    for name, value in (("model", model), ("decode", decode), ("reward", reward)):
+        if not callable(value) and (value is not None or name == "model"):
+            raise TypeError(f"{name}: wanted a function, got {type(value).__name__}")
+    if decode is not None and reward is None:
+        raise ValueError(
+            "reward: wanted reward(images, info) beside decode, got None, so nothing would look at the images"
+        )
+    backends.require(backend)
     setup = prepare(
         shape, sigmas, dynamics, seeds, initial=initial, condition=condition, prompt_index=prompt_index,
         guidance=guidance, negative=negative, steps=steps, dense=dense, state_dtype=state_dtype, lockstep=lockstep,

@@ -86,23 +86,49 @@ def unwrap(tree: Any) -> Any:
 
 
 def concatenate(first: Any, second: Any, path: str = "condition") -> Any:
-    """Rows of `first`, then rows of `second`. Raises ValueError where entries cannot share a call."""
-    if isinstance(first, dict):
-        if not isinstance(second, dict) or first.keys() != second.keys():
-            raise ValueError(
-                f"negative: wanted the entries of condition at {path}, got {second if second is None else list(second)}"
-            )
+    """Rows of `first` (negative), then rows of `second`. Raises ValueError where entries cannot share a call."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        if first.keys() != second.keys():
+            raise ValueError(f"negative: wanted the entries of {path}, {sorted(second)}, got {sorted(first)}")
         return {key: concatenate(first[key], second[key], f"{path}[{key!r}]") for key in first}
-    if isinstance(first, tuple):
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        if len(first) != len(second):
+            raise ValueError(f"negative: wanted the {len(second)} entries of {path}, got {len(first)}")
         parts = [concatenate(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(first, second, strict=True))]
         return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         if first.shape[1:] != second.shape[1:]:
             raise ValueError(
-                f"negative: wanted the length of condition at {path}, {tuple(second.shape[1:])}, to share a call, got "
-                f"{tuple(first.shape[1:])}; use ff.CFG(..., calls=2)"
+                f"negative: wanted the shape of {path}, [N, {', '.join(map(str, second.shape[1:]))}], to share a call, got "
+                f"[N, {', '.join(map(str, first.shape[1:]))}]; use ff.CFG(..., calls=2)"
             )
         return torch.cat([first, second])
     if isinstance(first, list) and isinstance(second, list):
         return [*first, *second]
+    if not _one_value(first, second):
+        raise ValueError(
+            f"negative: wanted at {path} the same {_kind(second)} for both halves of a call, got {_kind(first)}; "
+            "use ff.CFG(..., calls=2)"
+        )
     return first
+
+
+def check_pair(negative: Any, condition: Any) -> None:
+    """Raises what `concatenate` would raise for rows of the two, without a row of either."""
+
+    def no_rows(path: str, value: Any) -> Any:
+        return value[:0] if isinstance(value, (Tensor, list)) else value
+
+    concatenate(tree_map(no_rows, negative, "negative"), tree_map(no_rows, condition, "condition"))
+
+
+def _one_value(first: Any, second: Any) -> bool:
+    """Whether one part that is not gathered serves both halves of a call."""
+    if not (isinstance(first, Shared) and isinstance(second, Shared)):
+        return first is None and second is None
+    simple = isinstance(first.value, (str, int, float, bool)) and type(first.value) is type(second.value)
+    return first.value is second.value or (simple and first.value == second.value)
+
+
+def _kind(value: Any) -> str:
+    return f"ff.Shared({type(value.value).__name__})" if isinstance(value, Shared) else type(value).__name__

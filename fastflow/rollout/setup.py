@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,6 +95,7 @@ def prepare(
     seeds = check_seeds(seeds)
     batch = seeds.shape[0]
     schedule = sigmas if isinstance(sigmas, Sigmas) else Sigmas(sigmas)
+    steps = None if steps is None else _ints("steps", steps, "step indices such as (3, 4)")
     main = _transitions(dynamics, schedule, steps)
     trained = _trained(main, steps)
     _check_dtype(state_dtype, main, trained)
@@ -211,6 +213,13 @@ def _shape(shape: Any) -> tuple[int, ...]:
     return sizes
 
 
+def _ints(name: str, values: Any, wanted: str) -> tuple[int, ...]:
+    try:
+        return tuple(operator.index(v) for v in values)
+    except TypeError as error:
+        raise TypeError(f"{name}: wanted {wanted}, got {values!r}") from error
+
+
 def _transitions(dynamics: Any, sigmas: Sigmas, steps: Sequence[int] | None) -> Transitions:
     if isinstance(dynamics, Transitions):
         if steps is not None:
@@ -224,13 +233,13 @@ def _transitions(dynamics: Any, sigmas: Sigmas, steps: Sequence[int] | None) -> 
         raise TypeError(
             f"dynamics: wanted ff.FlowSDE(...), ff.CPS(...), ... or ff.Transitions, got {type(dynamics).__name__}"
         )
-    result: Transitions = dynamics.transitions(sigmas, steps=None if steps is None else list(steps))
+    result: Transitions = dynamics.transitions(sigmas, steps=steps)
     return result
 
 
 def _trained(main: Transitions, steps: Sequence[int] | None) -> tuple[int, ...]:
     if steps is not None:
-        return tuple(sorted(int(s) for s in steps))
+        return tuple(sorted(steps))
     return tuple(i for i, std in enumerate(main.std.tolist()) if std > 0)
 
 
@@ -255,6 +264,8 @@ def _check_initial(initial: Any, batch: int, shape: tuple[int, ...], dtype: torc
             raise TypeError(
                 f"initial: wanted {dtype} (state_dtype) or narrower, got {initial.dtype}; cast it yourself if you mean it"
             )
+        if initial.device.type == "cpu" and not bool(torch.isfinite(initial).all()):
+            raise ValueError("initial: wanted finite states, got NaN or inf")
         return
     if isinstance(initial, Noise):
         if initial.seeds.shape[0] != batch:
@@ -294,6 +305,8 @@ def _guidance(guidance: Any, negative: Any, condition: Any, batch: int, length: 
         raise TypeError(f"guidance: wanted ff.CFG(scale, ...), got {type(guidance).__name__}")
     if condition is not None and negative is None:
         raise ValueError("negative: wanted the unconditional conditioning beside guidance, got None")
+    if guidance.calls == 1:
+        conditioning.check_pair(negative, condition)
     values = guidance.values
     if values.dim() == 1:
         if batch == length and values.shape[0] == batch:
@@ -328,7 +341,7 @@ def _limits(
             + str(main_rows)
         )
     if widths is not None:
-        widths = tuple(int(w) for w in widths)
+        widths = _ints("widths", widths, "row counts such as (8, 16)")
         halves = 2 if guidance is not None and guidance.calls == 1 else 1
         if not widths or min(widths) < 1 or any(w % halves for w in widths):
             even = " that are even (unconditional rows share the call)" if halves == 2 else ""
