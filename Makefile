@@ -42,7 +42,7 @@ demo: $(VENV)/demo.stamp ## dense-reward rollout of real handwritten digits, wit
 .PHONY: test
 test: $(VENV)/dev.stamp ## lint, types, all tests and a short demo: what CI runs
 	@rm -rf $(LOG)
-	@$(MAKE) lint types test-demo test-package test-triton test-unit
+	@$(MAKE) lint types test-demo test-package test-triton $(if $(filter-out 0,$(GPU)),test-gpu) test-unit
 	$(call say,passed)
 	@tail -qn 1 $(LOG)/*.log
 
@@ -65,6 +65,12 @@ test-unit: $(VENV)/dev.stamp | $(LOG) ## unit tests
 test-triton: $(VENV)/dev.stamp | $(LOG) ## Triton kernels, interpreted on the CPU
 	$(call say,Triton kernels in the interpreter)
 	@TRITON_INTERPRET=1 $(RUN) -m pytest -q tests/triton 2>&1 | tee $(LOG)/triton.log
+
+.PHONY: test-gpu
+test-gpu: ## Triton kernels on an NVIDIA GPU, with .venv if it is there, else with PYTHON as it is
+	$(call say,Triton kernels on the GPU)
+	@test $(GPU) -gt 0 || { echo 'make: no NVIDIA GPU here'; exit 1; }
+	@$(or $(wildcard $(RUN)),$(PYTHON)) -m pytest -q tests/triton
 
 .PHONY: test-package
 test-package: $(VENV)/dev.stamp | $(LOG) ## wheel in a clean environment, editable install, bare checkout
