@@ -1,0 +1,14 @@
+"""These tests run networks of a few thousand weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="needs diffusers: these are its networks")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(_fixed: None) -> None:
+    """A second thread would only wait for the first."""
+    torch.set_num_threads(1)
