@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -57,6 +58,7 @@ def roll(request: Request, dynamics: Any, device: torch.device) -> None:
             dtype=dtype,
             device=device,
         )
+    make_folder(request.out)
     prompts = len(loaded.prompts)
     trajectory = ff.rollout(
         ff.models.SD3(loaded.module, dtype=dtype),
@@ -76,7 +78,6 @@ def roll(request: Request, dynamics: Any, device: torch.device) -> None:
         progress=request.progress,
         device=device,
     )
-    request.out.mkdir(parents=True, exist_ok=True)
     trajectory.save(request.out / "trajectory.safetensors")
     written = ["trajectory.safetensors", "summary.json"]
     if loaded.decode is not None:
@@ -90,6 +91,7 @@ def roll_digits(request: Request, dynamics: Any, device: torch.device) -> None:
     """The rollout of the model that ships with fastflow, with its report."""
     from ..demo.run import run_digits
 
+    make_folder(request.out)
     chosen = {"guidance": request.guidance, "shift": request.shift, "max_rows": request.max_rows}
     run_digits(
         request.out,
@@ -106,6 +108,16 @@ def roll_digits(request: Request, dynamics: Any, device: torch.device) -> None:
         progress=request.progress,
         **{name: value for name, value in chosen.items() if value is not None},
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Makes the folder for the results before anything is computed. ValueError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"--out: cannot write into {folder}: {error.strerror}") from error
 
 
 def pick_device(name: str) -> torch.device:
@@ -198,7 +210,6 @@ def _keep(partial: Any, out: Path) -> str:
     if partial is None:
         return ""
     try:
-        out.mkdir(parents=True, exist_ok=True)
         partial.save(out / "partial.safetensors")
     except OSError as error:
         return f" (what was computed could not be saved: {error})"

@@ -74,7 +74,11 @@ def load(
     if not folder.exists():
         if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
             raise FileNotFoundError(f"model: there is no folder {source}, and a hub id has the form owner/name")
-        return _pipeline(str(source), prompts, negative, size, dtype, device)
+        try:
+            return _pipeline(str(source), prompts, negative, size, dtype, device)
+        except OSError as error:
+            reason = str(error).removesuffix(" Please check out the root cause in the stacktrace above.")
+            raise OSError(f"model: {source} is no folder here, and as a hub id it cannot be had: {reason}") from error
     kind = class_of(folder)
     if kind == PIPELINE:
         return _pipeline(str(folder), prompts, negative, size, dtype, device)

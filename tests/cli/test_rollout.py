@@ -165,6 +165,36 @@ def test_a_folder_of_something_else(fastflow, tmp_path: Path) -> None:
     assert result.exit_code == 2
 
 
+def test_an_interrupted_rollout_keeps_what_was_computed(
+    fastflow, saved_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stopped.py").write_text("def reward(images, info):\n    raise KeyboardInterrupt\n")
+    monkeypatch.chdir(tmp_path)
+    result = fastflow("rollout", "-m", saved_pipeline, "-p", "x", *SHORT, "--out", "run", "--reward", "stopped:reward")
+    assert result.exit_code == 1
+    assert "interrupted" in result.stderr
+    assert "run/partial.safetensors" in result.stderr
+    assert ff.Trajectory.load("run/partial.safetensors").samples.shape == (3, 5, 4, 8, 8)
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(fastflow, saved_transformer: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = fastflow("rollout", "-m", saved_transformer, *SHORT, "--out", tmp_path / "file" / "run")
+    assert (result.exit_code, "--out: cannot write into" in result.stderr) == (2, True)
+
+
+def test_a_hub_id_that_cannot_be_had(fastflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no such repository")
+
+    monkeypatch.setattr(diffusers.StableDiffusion3Pipeline, "from_pretrained", refuse)
+    result = fastflow("rollout", "--model", "nobody/nothing", "--prompts", "x")
+    words = "nobody/nothing is no folder here, and as a hub id it cannot be had: no such repository"
+    assert (result.exit_code, words in result.stderr) == (2, True)
+
+
 def test_guidance_needs_a_negative(saved_transformer: Path, tmp_path: Path) -> None:
     from fastflow.models.loading import save_embeddings
 
