@@ -32,7 +32,7 @@ FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
 ]
-# Interleaves independent chains of the noise; -O3 leaves it out on x86.
+# Interleaves independent chains of the noise; g++ -O3 leaves it out on x86, and clang knows no such flag.
 SCHEDULE = ("-fschedule-insns", "-fsched-pressure")
 INSTRUCTION_SETS = {
     "avx2": ("-mavx2", "-mf16c"),
@@ -52,10 +52,11 @@ class Module:
     instruction_sets: tuple[str, ...]
 
 
-def cpu_module(target: str) -> Module:
+def cpu_module(target: str, version: str) -> Module:
+    schedule = () if "clang" in version else SCHEDULE
     sets = {"baseline": (), **(INSTRUCTION_SETS if target.startswith("x86_64") else {})}
     kernels = [
-        (f"kernels_{name}", "csrc/cpu/kernels.cpp", (f"-DFASTFLOW_ISA={name}", "-Wno-psabi", *SCHEDULE, *flags))
+        (f"kernels_{name}", "csrc/cpu/kernels.cpp", (f"-DFASTFLOW_ISA={name}", "-Wno-psabi", *schedule, *flags))
         for name, flags in sets.items()
     ]
     plain = [(name, f"csrc/cpu/{name}.cpp", ()) for name in ("parallel", "dispatch")]
@@ -131,8 +132,8 @@ def compile_module(name: str, output: Path, record: dict[str, object]) -> None:
     if not sys.platform.startswith("linux"):
         raise BuildFailed(f"it is compiled on Linux only, and this is {sys.platform}")
     compiler = find_compiler()
-    record["compiler"] = ask(compiler, "--version").splitlines()[0]
-    module = MODULES[name](ask(compiler, "-dumpmachine"))
+    version = record["compiler"] = ask(compiler, "--version").partition("\n")[0]
+    module = MODULES[name](ask(compiler, "-dumpmachine"), version)
     record["flags"], record["instruction_sets"] = FLAGS, list(module.instruction_sets)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -49,7 +49,8 @@ FASTFLOW_FN void sincos_poly(typename L::Bits w, typename L::Float& sin, typenam
 }
 
 template <class L>
-FASTFLOW_FN void box_muller(typename L::Bits w0, typename L::Bits w1, typename L::Float& first, typename L::Float& second) {
+FASTFLOW_FN void box_muller(typename L::Bits w0, typename L::Bits w1, typename L::Float& first,
+                            typename L::Float& second) {
   using Float = typename L::Float;
   const Float u = L::to_float(L::as_int((w0 >> 8) + 1u)) * 0x1p-24f;
   const Float r = L::root(log_poly<L>(u) * -2.0f);

@@ -39,8 +39,8 @@ FASTFLOW_FN float score_row(int reduce, float c0, float w, float sum, float n) {
   return constant - w * (reduce == MEAN ? sum / n : sum);
 }
 
-// d log_prob / d mean is slope * (next - mean), `grad` being the gradient in the row's (or element's) log_prob. The same
-// with a factor b: d log_prob / d velocity.
+// d log_prob / d mean is slope * (next - mean), `grad` being the gradient in the row's (or element's) log_prob. The
+// same with a factor b: d log_prob / d velocity.
 template <class F>
 FASTFLOW_FN F score_slope(F grad, float w, float b) {
   return grad * ((2.0f * w) * b);

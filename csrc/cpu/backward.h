@@ -23,7 +23,7 @@ class Backward {
         out.of[0][i] = out.of[0][i] * out.of[0][i];
       }
     };
-    factors_.groups().sum<3>(values, [&](int64_t group, const float(&sums)[3]) {
+    factors_.groups().sum<3>(values, [&](int64_t group, const float (&sums)[3]) {
       const RescaleFactor factor = rescale_factor(call_.rescale, sums[0], sums[1]);
       const RescaleSlopes slopes = rescale_slopes(factor, sums[0], sums[1], sums[2]);
       on_guided_[group] = slopes.on_guided;
@@ -57,7 +57,8 @@ class Backward {
   }
 
  private:
-  // gradient = slope * (given - mean): what reaches the (rescaled) velocity. Also the guided velocity before its rescale.
+  // gradient = slope * (given - mean): what reaches the (rescaled) velocity. Also the guided velocity before its
+  // rescale.
   void scaled_gradient(const RowScalars& s, int64_t row, int64_t first, int n, Float* guided, Float* factor,
                        Float* gradient) const {
     Float x[VECTORS], v[VECTORS], given[VECTORS];

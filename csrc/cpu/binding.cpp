@@ -50,9 +50,9 @@ constexpr Py_ssize_t TENSORS = 19, NUMBERS = 13;
 Call parse(const py::tuple& tensors, const py::tuple& numbers) {
   Call call;
   Reader t(tensors, TENSORS, "tensors"), n(numbers, NUMBERS, "numbers");
-  for (Rows* slot : {&call.sample, &call.velocity, &call.uncond, &call.coef, &call.scale, &call.noise, &call.seeds, &call.step,
-                     &call.given, &call.mask, &call.next_sample, &call.log_prob, &call.clean, &call.ode_next, &call.mean,
-                     &call.flags, &call.grad, &call.grad_velocity, &call.grad_uncond})
+  for (Rows* slot : {&call.sample, &call.velocity, &call.uncond, &call.coef, &call.scale, &call.noise, &call.seeds,
+                     &call.step, &call.given, &call.mask, &call.next_sample, &call.log_prob, &call.clean,
+                     &call.ode_next, &call.mean, &call.flags, &call.grad, &call.grad_velocity, &call.grad_uncond})
     *slot = rows(t.object());
   call.batch = n.integer();
   call.numel = n.integer();

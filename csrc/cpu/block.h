@@ -131,8 +131,8 @@ FASTFLOW_FN void clear_tail(Float* values, int n) {
   for (int i = n; i % LANES; ++i) values[i / LANES][i % LANES] = 0.0f;
 }
 
-// The tree sum of n <= size elements, zero beyond n up to a whole vector: fold halves from the smallest power of two that
-// holds them. The zeros that a fold from `size` would have added change nothing but the sign of a zero: hence + 0.
+// The tree sum of n <= size elements, zero beyond n up to a whole vector: fold halves from the smallest power of two
+// that holds them. The zeros that a fold from `size` would have added change nothing but the sign of a zero: hence + 0.
 FASTFLOW_FN float fold(Float* values, int n) {
   int vectors = 1;
   while (vectors * LANES < n) vectors *= 2;

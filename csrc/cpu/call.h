@@ -19,11 +19,11 @@ struct Rows {
 
 struct Call {
   int64_t batch, numel;
-  Rows sample, velocity, uncond;              // [B, N]; uncond has velocity's dtype
-  Rows coef, scale;                           // float32 [1 or B, 16], [1 or B]
-  Rows noise, seeds, step, given, mask;       // [B, N], int64 [B], int64 [1 or B], [B, N], bool [B, N]
+  Rows sample, velocity, uncond;                             // [B, N]; uncond has velocity's dtype
+  Rows coef, scale;                                          // float32 [1 or B, 16], [1 or B]
+  Rows noise, seeds, step, given, mask;                      // [B, N], int64 [B], int64 [1 or B], [B, N], bool [B, N]
   Rows next_sample, log_prob, clean, ode_next, mean, flags;  // outputs; flags int32 [B]
-  Rows grad, grad_velocity, grad_uncond;      // backward of log_prob: float32 [B] or [B, N] in, [B, N] out
+  Rows grad, grad_velocity, grad_uncond;  // backward of log_prob: float32 [B] or [B, N] in, [B, N] out
   int rescale;
   int64_t outer, channels, inner;  // a row as [outer, channels, inner]; a token's norm runs over channels
   uint32_t stream;

@@ -12,8 +12,8 @@
 namespace fastflow {
 namespace {
 
-// The entry point that libgomp, libomp and libiomp5 share. Looked up instead of linked: torch wheels carry a runtime under
-// different file names, and a second one in the process would bring a second pool of spinning threads.
+// The entry point that libgomp, libomp and libiomp5 share. Looked up instead of linked: torch wheels carry a runtime
+// under different file names, and a second one in the process would bring a second pool of spinning threads.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
 GompParallel find_openmp() {

@@ -7,8 +7,9 @@
 
 namespace fastflow {
 
-// body(context, begin, end) over disjoint ranges that cover [0, items), on up to `threads` threads of the OpenMP runtime
-// that this process already has (torch's). Ranges are handed out as threads become free: results must not depend on them.
+// body(context, begin, end) over disjoint ranges that cover [0, items), on up to `threads` threads of the OpenMP
+// runtime that this process already has (torch's). Ranges are handed out as threads become free: results must not
+// depend on them.
 void run_ranges(int64_t items, int64_t grain, int threads, void (*body)(void*, int64_t, int64_t), void* context);
 
 // Zero-filled memory, 64-byte aligned. Throws std::bad_alloc.

@@ -24,10 +24,11 @@ struct Terms {
   Float of[K][VECTORS];
 };
 
-// Sums leaves c, c + stride, c + 2 stride, ... < count of `vectors` vectors each, in the order of a fold over `padded` (a
-// power of two) leaves. leaf(c, terms) fills all its vectors.
+// Sums leaves c, c + stride, c + 2 stride, ... < count of `vectors` vectors each, in the order of a fold over `padded`
+// (a power of two) leaves. leaf(c, terms) fills all its vectors.
 template <int K, class Leaf>
-static void tree(const Leaf& leaf, int64_t c, int64_t stride, int64_t count, int64_t padded, int vectors, Terms<K>& sums) {
+static void tree(const Leaf& leaf, int64_t c, int64_t stride, int64_t count, int64_t padded, int vectors,
+                 Terms<K>& sums) {
   if (stride == padded) return leaf(c, sums);
   tree(leaf, c, 2 * stride, count, padded, vectors, sums);
   Terms<K> other;
@@ -65,7 +66,8 @@ static void sum_run(const Values& values, int64_t row, int64_t first, int64_t n,
 class Groups {
  public:
   explicit Groups(const Call& call)
-      : call(call), active(call.uncond && call.rescale != RESCALE_NONE && call.numel > 0),
+      : call(call),
+        active(call.uncond && call.rescale != RESCALE_NONE && call.numel > 0),
         per_row(call.rescale == RESCALE_TOKEN ? call.outer * call.inner : 1) {}
 
   // done(group, sums[K]) for every group of the batch.
@@ -109,13 +111,13 @@ class Groups {
   void sum_rows(const Values& values, const Done& done) const {
     const int64_t tiles = (call.numel + TILE - 1) / TILE;
     const Scratch scratch(call.batch * tiles * K * sizeof(float));
-    float(*partials)[K] = static_cast<float(*)[K]>(scratch.data());
+    float (*partials)[K] = static_cast<float (*)[K]>(scratch.data());
     parallel(call.batch * tiles, TILE, call.threads, [&](int64_t i) {
       const int64_t first = i % tiles * TILE, left = call.numel - first;
       sum_run(values, i / tiles, first, left < TILE ? left : TILE, partials[i]);
     });
     for (int64_t row = 0; row < call.batch; ++row) {
-      float(&sums)[K] = partials[row * tiles];
+      float (&sums)[K] = partials[row * tiles];
       for (int64_t t = 1; t < tiles; ++t)
         for (int k = 0; k < K; ++k) sums[k] = sums[k] + partials[row * tiles + t][k];
       done(row, sums);
@@ -179,7 +181,7 @@ class Factors {
         out.of[1][i] = out.of[1][i] * out.of[1][i];
       }
     };
-    groups_.sum<2>(values, [&](int64_t group, const float(&sums)[2]) {
+    groups_.sum<2>(values, [&](int64_t group, const float (&sums)[2]) {
       factors()[group] = rescale_factor(call.rescale, sums[0], sums[1]).factor;
     });
   }

@@ -81,7 +81,8 @@ class Step {
     if (call_.ode_next) write_affine(call_.ode_next, row, first, n, s.ode_a, x, s.ode_b, v);
   }
 
-  const Float* next_values(const RowScalars& s, int64_t row, int64_t first, int n, const Float* mean, Float* next) const {
+  const Float* next_values(const RowScalars& s, int64_t row, int64_t first, int n, const Float* mean,
+                           Float* next) const {
     if (call_.given) {
       read(next, call_.given, row, first, n);
       return next;

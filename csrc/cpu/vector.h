@@ -3,6 +3,8 @@
 // compiled with its flags lives there, so that the linker can never hand it to another set.
 #pragma once
 
+#include <utility>
+
 #include "../lane.h"
 
 #if defined(__SSE2__)
@@ -52,27 +54,37 @@ struct Vector {
 
   // e0 o0 e1 o1 ... in two registers.
   FASTFLOW_FN void interleave(Float even, Float odd, Float& low, Float& high) {
-    Int first, second;
-#pragma GCC unroll 16
-    for (int i = 0; i < LANES; ++i) {
-      first[i] = i / 2 + (i % 2) * LANES;
-      second[i] = first[i] + LANES / 2;
-    }
-    low = __builtin_shuffle(even, odd, first);
-    high = __builtin_shuffle(even, odd, second);
+    low = interleave_from<0>(even, odd, Lanes());
+    high = interleave_from<LANES / 2>(even, odd, Lanes());
   }
 
   // Lane i + lane i + HALF for HALF = LANES/2, ..., 1: the end of a fold. The sum is in lane 0.
   template <int HALF = LANES / 2>
   FASTFLOW_FN float fold(Float x) {
-    if constexpr (HALF == 0) {
+    if constexpr (HALF == 0)
       return x[0];
-    } else {
-      Int order;
-#pragma GCC unroll 16
-      for (int i = 0; i < LANES; ++i) order[i] = (i + HALF) % LANES;
-      return fold<HALF / 2>(x + __builtin_shuffle(x, order));
-    }
+    else
+      return fold<HALF / 2>(x + rotate<HALF>(x, Lanes()));
+  }
+
+ private:
+  using Lanes = std::make_integer_sequence<int, LANES>;
+
+  template <int... FROM>
+  FASTFLOW_FN Float shuffle(Float a, Float b) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(a, b, FROM...);
+#else
+    return __builtin_shuffle(a, b, Int{FROM...});
+#endif
+  }
+  template <int START, int... I>
+  FASTFLOW_FN Float interleave_from(Float even, Float odd, std::integer_sequence<int, I...>) {
+    return shuffle<(START + I / 2 + I % 2 * LANES)...>(even, odd);
+  }
+  template <int BY, int... I>
+  FASTFLOW_FN Float rotate(Float x, std::integer_sequence<int, I...>) {
+    return shuffle<((I + BY) % LANES)...>(x, x);
   }
 };
 

@@ -65,13 +65,13 @@ def test_rescale(isa: str, rescale: str, token: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("reduce", [0, 1, 2])
 @pytest.mark.parametrize("score", [0, 1, 2])
 @pytest.mark.parametrize("rounded", [True, False])
-@pytest.mark.parametrize("kept", [None, 0.6, 0.0])
-def test_scores(isa: str, score: int, reduce: int, rounded: bool, kept: float | None) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_scores(isa: str, score: int, reduce: int, rounded: bool, masked: bool) -> None:
     base = call(3, 2100, coef=table(3, dead=(1,)), score=score, reduce=reduce, score_rounded=rounded)
     base.next_dtype = torch.bfloat16
-    if kept is not None:
-        base.mask = torch.rand(3, 2100) < kept
-        base.mask[0] = True
+    if masked:
+        base.mask = torch.rand(3, 2100) < 0.6
+        base.mask[2] = False
     for given_call in (base, replay(base, rows(3, 2100, torch.float16))):
         assert_same(run(cpu, given_call), run(reference, given_call))
 
@@ -121,6 +121,16 @@ def test_in_place(isa: str, dtype: torch.dtype) -> None:
 def test_strided_rows(isa: str, gap: int) -> None:
     base = call(3, 2500, gap=gap, mask=torch.rand(3, 2500 + gap)[:, :2500] < 0.5)
     assert_same(run(cpu, base, torch.float16, gap), run(reference, base, torch.float16))
+
+
+@pytest.mark.parametrize("numel", [1, 37, 511, 2049])
+def test_nothing_beside_a_row_is_written(isa: str, numel: int) -> None:
+    base = call(3, numel)
+    wide = [torch.full((3, numel + 64), torch.nan, dtype=dtype) for dtype in FLOATS]
+    next_sample, clean, mean = (slot[:, 32:-32] for slot in wide)
+    cpu.step(replace(base, next_sample=next_sample, clean=clean, mean=mean))
+    for slot in wide:
+        assert slot[:, :32].isnan().all() and slot[:, -32:].isnan().all() and slot[:, 32:-32].isfinite().all()
 
 
 def test_rows_of_coefficients_scales_and_steps(isa: str) -> None:
