@@ -12,7 +12,7 @@ namespace fastflow {
 // depend on them.
 void run_ranges(int64_t items, int64_t grain, int threads, void (*body)(void*, int64_t, int64_t), void* context);
 
-// Zero-filled memory, 64-byte aligned. Throws std::bad_alloc.
+// Memory that is not initialised, 64-byte aligned. Throws std::bad_alloc.
 class Scratch {
  public:
   explicit Scratch(size_t bytes);
