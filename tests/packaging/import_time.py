@@ -1,10 +1,12 @@
 """Measures what `import fastflow` adds to `import torch`: `make import-time`.
 
-Every run is a process of its own, timed inside; the median is shown.
+Every run is a process of its own, timed inside; the medians are shown. Bytecode is cached, as in an installed package. On a
+busy machine read the processor time.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -12,27 +14,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = 11
-PROGRAM = (
-    "import time; a = time.perf_counter(); import torch; b = time.perf_counter(); import fastflow; "
-    "c = time.perf_counter(); print(b - a, c - b)"
-)
+PROGRAM = """
+import time
+start = time.perf_counter()
+import torch
+middle, used = time.perf_counter(), time.process_time()
+import fastflow
+print(middle - start, time.perf_counter() - middle, time.process_time() - used)
+"""
 
 
-def measure(runs: int = RUNS) -> tuple[list[float], list[float]]:
-    """Milliseconds of `import torch`, and of the `import fastflow` that follows it, one per run."""
-    times = []
-    for _ in range(runs):
-        output = subprocess.run(
-            [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, check=True, text=True
-        ).stdout
-        times.append([1e3 * float(part) for part in output.split()])
-    return [run[0] for run in times], [run[1] for run in times]
+def measure() -> list[float]:
+    """Milliseconds: `import torch`; `import fastflow` after it; of that, processor time."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=True, text=True)
+    return [1e3 * float(part) for part in done.stdout.split()]
 
 
 if __name__ == "__main__":
-    measure(1)  # fills the caches of bytecode and disk
-    base, added = measure()
-    print(f"import torch           {statistics.median(base):7.1f} ms   (median of {RUNS} processes)")
-    print(
-        f"then import fastflow  +{statistics.median(added):7.1f} ms   (least {min(added):.1f}, most {max(added):.1f})"
-    )
+    measure()  # fills the caches
+    runs = [measure() for _ in range(RUNS)]
+    base, added, used = (statistics.median(column) for column in zip(*runs, strict=True))
+    least = min(run[1] for run in runs)
+    print(f"import torch           {base:7.1f} ms")
+    print(f"then import fastflow  +{added:7.1f} ms   (least {least:.1f}; processor time {used:.1f})")
+    print(f"medians of {RUNS} processes, load average {os.getloadavg()[0]:.1f}")
