@@ -14,10 +14,11 @@ from ..noise import INITIAL, Noise
 from ..ops.step import step
 from . import condition as conditioning
 from .finish import Decode, Info, Reward, Scores
+from .inputs import CallInputs, call_inputs
 from .network import Model, evaluate
 from .progress import Progress
 from .salvage import Salvage, nonfinite_message
-from .setup import CallInputs, Setup, call_inputs
+from .setup import Setup
 from .stats import Clock, Stats
 from .trajectory import Trajectory, gains_of
 
