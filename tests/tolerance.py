@@ -77,3 +77,10 @@ NETWORK_DTYPE = 2.0**-7
 # Rollouts: log_prob of a replay whose network calls had another width than the rollout's (lockstep "full"), nats. The
 # velocities differ by a few ulp of the network's dtype (of bf16: 8e-3), which enters as b * dv * 2 w * residual, averaged.
 REPLAY_FULL = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+# Digits: logistic regression on RBF features is right on 99.2 % of the 360 held-out images; below 97 % something is broken.
+CLASSIFIER_ACCURACY = 0.97
+# Digits: share of 60 guided ODE samples that the classifier takes for the wanted digit; the trained model reaches 100 %.
+SAMPLES_RECOGNISED = 0.85
+# Digits: size of the checkpoint, which ships as package data.
+CHECKPOINT_BYTES = 1_500_000

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tables import rewards_of
+from .tables import deviation, rewards_of
 
 INK, GREY, LINE, BLUE, ORANGE = "#1c2330", "#69707d", "#d9dde3", "#2563a8", "#c2571a"
 FRAME = (217, 221, 227)  # LINE, in 8 bits
@@ -131,7 +131,7 @@ def reward_plot(trajectory: Any, path: Path, *, reward_name: str) -> None:
     index = trajectory.prompt_index.cpu()
     by_prompt = torch.stack([rewards[index == p].mean(0) for p in index.unique()])
     states = torch.tensor(trajectory.states).numpy()
-    mean, std = rewards.mean(0).numpy(), rewards.std(0).numpy()
+    mean, std = rewards.mean(0).numpy(), deviation(rewards).numpy()
     figure = new_figure(1150, 960)
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2), "hspace": 0.12})
     for k, line in enumerate(by_prompt.numpy()):
@@ -149,7 +149,7 @@ def reward_plot(trajectory: Any, path: Path, *, reward_name: str) -> None:
         body.set(facecolor=ORANGE, alpha=0.22, edgecolor="none")
     lower.axhline(0.0, color=LINE, lw=1.0, zorder=0)
     lower.errorbar(
-        middles, gains.mean(0).numpy(), yerr=gains.std(0).numpy(), fmt="o", ms=4, color=ORANGE, lw=1.2, capsize=2.5
+        middles, gains.mean(0).numpy(), yerr=deviation(gains).numpy(), fmt="o", ms=4, color=ORANGE, lw=1.2, capsize=2.5
     )
     lower.set_ylabel("gain of the step", color=INK)
     lower.set_xlabel("state (0: noise; last: the sample).  A gain stands between the states it compares", color=INK)

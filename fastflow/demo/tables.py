@@ -36,10 +36,14 @@ def rewards_of(trajectory: Any) -> tuple[Tensor, Tensor]:
     return rewards.float().cpu(), gains.float().cpu()
 
 
+def deviation(values: Tensor) -> Tensor:
+    """Standard deviation over the samples (the first axis); 0 where there is one sample."""
+    return values.std(0) if len(values) > 1 else torch.zeros_like(values[0])
+
+
 def spread(values: Tensor, digits: int = 2) -> str:
     """Mean ± standard deviation over the samples."""
-    deviation = float(values.std()) if len(values) > 1 else 0.0
-    return f"{float(values.mean()):.{digits}f} ± {deviation:.{digits}f}"
+    return f"{float(values.mean()):.{digits}f} ± {float(deviation(values)):.{digits}f}"
 
 
 def sequential_evaluations(trajectory: Any) -> int:
@@ -73,7 +77,8 @@ def cost_table(trajectory: Any) -> Table:
     naive = sequential_evaluations(trajectory)
     note = (
         f"{stats.evaluations:,} row evaluations ({stats.evaluations / batch:g} a sample) in {stats.calls} network calls. "
-        f"Completing each state in a loop of its own takes {naive} evaluations a sample, in {naive} calls a batch."
+        f"A plain loop that completes each state by itself, by all remaining steps, takes {naive} evaluations a sample in "
+        f"{naive} calls."
     )
     return Table(
         "Where the time went", ("stage", "seconds", "share"), [*rows, ("all", f"{total:.2f}", "")], note, shares, True
@@ -116,14 +121,13 @@ def prompt_table(trajectory: Any, prompts: Sequence[str]) -> Table:
 def print_tables(trajectory: Any, *, title: str, console: Any = None) -> None:
     """Key figures, cost by stage and reward by state on the terminal."""
     from rich import box
+    from rich.columns import Columns
     from rich.console import Console
     from rich.table import Table as RichTable
 
     console = console or Console()
     console.print(f"\n[bold]{title}[/bold]")
-    console.print(
-        "   ".join(f"{name} [bold]{value}[/bold]" for name, value in key_figures(trajectory)), highlight=False
-    )
+    console.print(Columns([f"[bold]{value}[/bold] {name}" for name, value in key_figures(trajectory)], padding=(0, 4)))
     for table in (cost_table(trajectory), reward_table(trajectory)):
         rich = RichTable(box=box.SIMPLE_HEAD, title=table.title, title_justify="left", title_style="bold")
         for column, head in enumerate(table.head):
