@@ -121,5 +121,9 @@ def chain(
 
 
 def compiled_step() -> Step:
-    """`guided_transition` under torch.compile, one graph for fixed shapes: at its best, without the look-ups' graph breaks."""
+    """`guided_transition` under torch.compile, one graph for fixed shapes: at its best, without the look-ups' graph breaks.
+
+    Forgets what was compiled before: graphs of other shapes and thread counts would add up to torch's recompile limit.
+    """
+    torch.compiler.reset()
     return torch.compile(guided_transition, dynamic=False, fullgraph=True)
