@@ -62,6 +62,14 @@ class Trajectory:
     gains: Rewards | None = None
     stats: Stats = field(default_factory=Stats)
 
+    def __repr__(self) -> str:
+        kept = [name for name in ("final", "clean", "rewards", "gains") if getattr(self, name) is not None]
+        return (
+            f"Trajectory({self.batch} samples of {tuple(self.samples.shape[2:])} {str(self.samples.dtype)[6:]}, "
+            f"{len(self.positions)} states, {len(self.steps)} transitions, {len(self.states)} completed states, "
+            f"{', '.join(kept) or 'partial'}; {self.transitions.name}, {self.stats.calls} network calls)"
+        )
+
     def __len__(self) -> int:
         return self.samples.shape[0]
 

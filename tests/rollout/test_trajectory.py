@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from typing import Any
 
@@ -35,6 +36,13 @@ def plain_reward(images: Tensor, info: ff.Info) -> Tensor:
 @pytest.fixture(scope="module")
 def traj() -> ff.Trajectory:
     return make()
+
+
+def test_it_prints_as_one_line(traj: ff.Trajectory) -> None:
+    text = repr(traj)
+    assert "\n" not in text and "7 states, 6 transitions, 7 completed states, final, clean, rewards, gains" in text
+    bare = dataclasses.replace(traj, final=None, clean=None, rewards=None, gains=None)
+    assert "7 completed states, partial" in repr(bare)
 
 
 def assert_same(actual: ff.Trajectory, wanted: ff.Trajectory) -> None:
