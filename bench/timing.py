@@ -1,13 +1,14 @@
 """How time is taken: interleaved rounds, medians and their spread, and a copy of as many bytes beside them.
 
-A round calls every variant once, each round beginning with another one, so that drift of the machine falls on all alike; a
-ratio is the median of the ratios within rounds. Calls are timed by a clock, a function from a call to its seconds. `wall` is
+A round calls every variant once, in an order drawn anew (from a fixed seed), so that drift of the machine, and what the call
+before has left in the caches, fall on all alike; a ratio is the median of the ratios within rounds. Calls are timed by a clock, a function from a call to its seconds. `wall` is
 the one for a CPU.
 """
 
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -61,9 +62,9 @@ def interleave(calls: Mapping[str, Call], repeats: int, clock: Clock, per_readin
         for _ in range(WARM_UP):
             timed[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(repeats):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+    order = random.Random(0)
+    for _ in range(repeats):
+        for name in order.sample(names, len(names)):
             seconds[name].append(clock(timed[name]) / per_reading)
     return {name: Times(tuple(taken)) for name, taken in seconds.items()}
 

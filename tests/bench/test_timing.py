@@ -20,19 +20,21 @@ def test_median_spread_and_ratio_within_rounds() -> None:
     assert Times((1.0,)).iqr == 0.0
 
 
-def test_rounds_begin_with_another_variant_each_time() -> None:
-    order: list[str] = []
+def test_a_round_calls_every_variant_once_in_changing_order() -> None:
+    called: list[str] = []
 
     def clock(call: Callable[[], None]) -> float:
         call()
-        return float(len(order))
+        return 6.0
 
-    calls = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    times = timing.interleave(calls, 4, clock)
-    warm = 3 * timing.WARM_UP
-    assert "".join(order[:warm]) == "".join(name * timing.WARM_UP for name in "abc")
-    assert "".join(order[warm:]) == "abcbcacababc"
-    assert [len(t.seconds) for t in times.values()] == [4, 4, 4]
+    calls = {name: (lambda name=name: called.append(name)) for name in "abc"}
+    times = timing.interleave(calls, 20, clock, per_reading=2)
+    warm = 2 * 3 * timing.WARM_UP
+    rounds = ["".join(called[i : i + 6]) for i in range(warm, len(called), 6)]
+    assert len(rounds) == 20
+    assert all(sorted(r) == list("aabbcc") and r[0] == r[1] and r[2] == r[3] for r in rounds)
+    assert len(set(rounds)) > 3
+    assert all(t.seconds == (3.0,) * 20 for t in times.values())
 
 
 def test_a_copy_moves_what_it_says() -> None:
