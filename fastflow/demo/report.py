@@ -54,7 +54,7 @@ def write_report(
     sections = [
         f'<h1>{escape(title)}</h1><p class="quiet">{ABOUT if dense else ABOUT_FINAL}</p>',
         page.figures(key_figures(trajectory)),
-        *(_dense_sections(trajectory, paths, reward_name) if dense else ()),
+        *(_dense_sections(trajectory, paths) if dense else ()),
         page.table(cost_table(trajectory)),
         page.heading("Final samples", "One row per prompt, from the highest reward of the group to the lowest."),
         page.image(paths["final"], "Final samples by prompt"),
@@ -76,11 +76,11 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {**found, "system": f"{platform.system()} {platform.machine()}", "device": device}
 
 
-def _dense_sections(trajectory: Any, paths: Mapping[str, Path], reward_name: str) -> list[str]:
+def _dense_sections(trajectory: Any, paths: Mapping[str, Path]) -> list[str]:
     clean = (
         f"What the ODE makes of each state, from the initial noise (0) to the finished sample ({trajectory.states[-1]}). One "
         "row is one sample; below each image stands its reward. What changes from one column to the next is the work of that "
@@ -88,11 +88,11 @@ def _dense_sections(trajectory: Any, paths: Mapping[str, Path], reward_name: str
     )
     if float(trajectory.transitions.std[-1]) > 0:
         clean += " The last step is stochastic too: its noise stays in the finished sample."
-    reward = f"Reward: {reward_name}. The gain of a step is the reward after it less the reward before it."
+    gain = "The gain of a step is the reward after it less the reward before it: what that step was worth."
     return [
         page.heading("Clean predictions along the steps", clean),
         page.image(paths["clean"], "Clean predictions by prompt and state"),
-        page.heading("Reward and gain by step", reward),
+        page.heading("Reward and gain by step", gain),
         page.image(paths["rewards"], "Reward by state and gain by step"),
         page.table(reward_table(trajectory)),
     ]

@@ -24,6 +24,8 @@ class DigitsRollout:
     prompts:   how many prompts (digits 0..9, then 0..9 again, ...), or the digits themselves. group: samples per prompt.
     dynamics:  default ff.FlowSDE(0.7). guidance: CFG scale, 1 for none. shift: of the schedule.
     dense:     "all", a number of evaluations per completion, or None for the final samples alone.
+    threads:   CPU threads while it runs; None: as many as torch has now. One by default: the network is so small that a second
+               thread gains little, and where other processes share the cores the two wait for each other most of the time.
     The rest is as in `ff.rollout`.
     """
 
@@ -37,6 +39,7 @@ class DigitsRollout:
     seed: int = 0
     lockstep: str = "exact"
     max_rows: int | None = None
+    threads: int | None = 1
     device: torch.device | str = "cpu"
     dtype: torch.dtype = torch.float32
     progress: bool = True
@@ -50,6 +53,14 @@ class DigitsRollout:
 
     def run(self) -> ff.Trajectory:
         """Loads the model, fits the classifier and rolls out. Raises what `ff.rollout` and `digits.DigitReward` raise."""
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(self.threads or before)
+            return self._run()
+        finally:
+            torch.set_num_threads(before)
+
+    def _run(self) -> ff.Trajectory:
         wanted = self.digits
         reward = digits.DigitReward(wanted)
         module, embeddings = digits.load_model(device=self.device, dtype=self.dtype)
@@ -92,6 +103,7 @@ class DigitsRollout:
             "lockstep": self.lockstep,
             "rows per network call": "as many as there are" if self.max_rows is None else f"at most {self.max_rows}",
             "network dtype": str(self.dtype).removeprefix("torch."),
+            "threads": str(self.threads or torch.get_num_threads()),
             "seed": str(self.seed),
             "reward model": f"logistic regression on RBF features; test accuracy {digits.classifier().test_accuracy:.1%}",
         }

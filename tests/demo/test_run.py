@@ -56,6 +56,15 @@ def test_same_seed_same_trajectory(trajectory: ff.Trajectory) -> None:
     assert torch.equal(again.samples, trajectory.samples) and torch.equal(again.rewards, trajectory.rewards)
 
 
+def test_threads_are_given_back(demo_packages: None) -> None:
+    torch.set_num_threads(2)
+    DigitsRollout(prompts=[3], group=1, steps=1, progress=False).run()
+    assert torch.get_num_threads() == 2
+    with pytest.raises(ValueError, match="prompts: wanted one or more digits"):
+        DigitsRollout(prompts=[12]).run()
+    assert torch.get_num_threads() == 2
+
+
 def test_quickstart(demo_packages: None, capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "quickstart.py"))
     printed = capsys.readouterr().out
