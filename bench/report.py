@@ -16,7 +16,7 @@ from .run import COPY, Result, show, threads_in_words
 
 COLUMNS = (
     "device", "cpu model", "isa", "torch", "git sha", "date", "backend", "threads", "shape", "variant", "median ms",
-    "iqr ms", "GB/s", "share of copy", "load",
+    "iqr ms", "GB/s", "share of copy", "page faults", "load",
 )  # fmt: skip
 UNITS = {"ms": 1e3, "us": 1e6}
 
@@ -44,6 +44,7 @@ def table(results: Sequence[Result], title: str, unit: str = "ms") -> Table:
     made.add_column("variant", no_wrap=True)
     for name in (f"median {unit}", "IQR", *(("GB/s", "of copy") if traffic else ()), *(f"x {base}" for base in bases)):
         made.add_column(name, justify="right")
+    made.add_column("faults", justify="right", style="dim")
     made.add_column("load", justify="right", style="dim")
     before = None
     for r in results:
@@ -57,7 +58,7 @@ def table(results: Sequence[Result], title: str, unit: str = "ms") -> Table:
             cells.append("" if r.share_of_copy is None or r.variant == COPY else f"{r.share_of_copy:.0%}")
         cells += [f"{r.ratios[base]:.1f}" if base in r.ratios else "" for base in bases]
         style = "bold" if r.ratios and r.bandwidth else "dim" if r.variant == COPY else None
-        made.add_row(*cells, f"{r.load:.1f}", style=style)
+        made.add_row(*cells, f"{r.times.faults:.0f}", f"{r.load:.1f}", style=style)
         before = group
     return made
 
@@ -80,7 +81,7 @@ def write_csv(results: Sequence[Result], machine: Machine, path: Path) -> None:
                 (
                     *astuple(machine), r.backend, r.threads, show(r.shape), r.variant, f"{r.times.median * 1e3:.4f}",
                     f"{r.times.iqr * 1e3:.4f}", "" if r.bandwidth is None else f"{r.bandwidth / 1e9:.2f}",
-                    "" if r.share_of_copy is None else f"{r.share_of_copy:.3f}", f"{r.load:.2f}",
+                    "" if r.share_of_copy is None else f"{r.share_of_copy:.3f}", f"{r.times.faults:.0f}", f"{r.load:.2f}",
                     *(f"{r.ratios[base]:.2f}" if base in r.ratios else "" for base in bases),
                 )
             )  # fmt: skip

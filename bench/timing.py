@@ -1,14 +1,18 @@
 """How time is taken: interleaved rounds, medians and their spread, and a copy of as many bytes beside them.
 
 A round calls every variant once, in an order drawn anew (from a fixed seed), so that drift of the machine, and what the call
-before has left in the caches, fall on all alike; a ratio is the median of the ratios within rounds. Calls are timed by a clock, a function from a call to its seconds. `wall` is
-the one for a CPU.
+before has left in the caches, fall on all alike; a ratio is the median of the ratios within rounds. Page faults are counted,
+because they decide what a chain of fresh tensors costs on a CPU: the C library's heap gives large blocks back to the system
+and fetches them again, or keeps them, depending on what the process did before.
+
+Calls are timed by a clock, a function from a call to its seconds. `wall` is the one for a CPU.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +30,10 @@ WARM_UP = 3  # readings of each variant that are not kept
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one variant, round by round."""
+    """Seconds of one variant, round by round, and its page faults per call (median)."""
 
     seconds: tuple[float, ...]
+    faults: float = 0.0
 
     @property
     def median(self) -> float:
@@ -62,11 +67,14 @@ def interleave(calls: Mapping[str, Call], repeats: int, clock: Clock, per_readin
         for _ in range(WARM_UP):
             timed[name]()
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    faults: dict[str, list[float]] = {name: [] for name in names}
     order = random.Random(0)
     for _ in range(repeats):
         for name in order.sample(names, len(names)):
+            before = page_faults()
             seconds[name].append(clock(timed[name]) / per_reading)
-    return {name: Times(tuple(taken)) for name, taken in seconds.items()}
+            faults[name].append((page_faults() - before) / per_reading)
+    return {name: Times(tuple(seconds[name]), statistics.median(faults[name])) for name in names}
 
 
 def _in_a_row(call: Call, count: int) -> Call:
@@ -85,6 +93,11 @@ def copy_of(nbytes: int) -> Call:
     source = torch.zeros(max(nbytes // 8, 1), dtype=torch.float32)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)
+
+
+def page_faults() -> int:
+    """Page faults of this process so far that needed no disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def load_average() -> float:

@@ -30,7 +30,9 @@ def test_step_prints_ratios_and_writes_a_file(capsys: pytest.CaptureFixture, tmp
     path = tmp_path / "results" / "step.csv"
     assert main(["step", *TINY, "--no-compile", "--csv", str(path)]) == 0
     out = capsys.readouterr().out
-    assert all(word in out for word in ("fused", "noise given", "x eager", "GB/s", "of copy", "load", run.COPY))
+    assert all(
+        word in out for word in ("fused", "noise given", "x eager", "GB/s", "of copy", "faults", "load", run.COPY)
+    )
     rows = list(csv.DictReader(path.open()))
     assert [row["variant"] for row in rows] == [step.FUSED, step.FUSED_GIVEN, step.EAGER, step.EAGER_GIVEN, run.COPY]
     fused = rows[0]

@@ -52,6 +52,14 @@ def test_a_copy_moves_what_it_says() -> None:
     assert copied == [1 << 20]
 
 
+def test_page_faults_are_counted_per_call() -> None:
+    def touch() -> None:
+        torch.ones(64 << 20, dtype=torch.uint8)  # above the size that any heap keeps
+
+    times = timing.interleave({"fresh": touch, "nothing": lambda: None}, 3, timing.wall)
+    assert times["fresh"].faults > times["nothing"].faults
+
+
 def test_threads_are_given_back() -> None:
     before = torch.get_num_threads()
     with timing.threads(1):
