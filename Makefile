@@ -29,7 +29,7 @@ SOURCES := pyproject.toml setup.py $(shell find csrc -type f 2>/dev/null)
 BUILD_REPORT := import json; [print("fastflow._" + name, "compiled" if r["ok"] else "not compiled: " + r["reason"]) \
   for name, r in json.load(open("fastflow/_build.json")).items()]
 
-say = @printf '\033[1m== %s\033[0m\n' '$(1)'
+say = @echo '== $(1)'
 
 .PHONY: help
 help: ## list the targets

@@ -19,13 +19,13 @@ PIP = ("-m", "pip", "--disable-pip-version-check")
 OFFLINE = ("--no-deps", "--no-index", "--no-build-isolation")
 
 
-def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str | Path, cwd: Path, expect: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     """The finished process, without the PYTHONPATH and pip variables of this one; a failure shows both streams."""
     inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("PIP_")}
     process = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=inherited | environment, capture_output=True, text=True
     )
-    assert process.returncode == 0, f"{command} left with {process.returncode}\n{process.stdout}\n{process.stderr}"
+    assert process.returncode == expect, f"{command} left with {process.returncode}\n{process.stdout}\n{process.stderr}"
     return process
 
 
@@ -63,9 +63,11 @@ class Environment:
         process = run(self.python, *PIP, "install", *OFFLINE, "--verbose", *what, cwd=self.folder, **environment)
         return process.stdout + process.stderr
 
-    def fastflow(self, *arguments: str) -> str:
+    def fastflow(self, *arguments: str, expect: int = 0) -> str:
         """What the console script prints."""
-        return run(self.folder / "venv" / "bin" / "fastflow", *arguments, cwd=self.folder, COLUMNS="200").stdout
+        script = self.folder / "venv" / "bin" / "fastflow"
+        process = run(script, *arguments, cwd=self.folder, expect=expect, COLUMNS="200")
+        return process.stdout + process.stderr
 
     def probe(self, **environment: str) -> dict[str, Any]:
         """What `import fastflow` gives here: see probe.py."""

@@ -8,6 +8,8 @@ import zipfile
 from email.parser import Parser
 from pathlib import Path
 
+import pytest
+
 from tests.packaging.environments import Environment
 from tests.packaging.repository import ROOT, tracked
 
@@ -72,3 +74,16 @@ def test_console_script(from_wheel: Environment) -> None:
     version = re.search(r'^__version__ = "(.+)"', (ROOT / "fastflow" / "__init__.py").read_text(encoding="utf-8"), re.M)
     assert version is not None
     assert from_wheel.fastflow("--version").split() == ["fastflow", version.group(1)]
+
+
+def test_the_wheel_rolls_out_the_digits(from_wheel: Environment) -> None:
+    pytest.importorskip("diffusers", reason="needs diffusers")
+    pytest.importorskip("sklearn", reason="needs scikit-learn")
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    run = ("rollout", "--model", "digits", "--prompts", "3", "--group", "2", "--steps", "2", "--device", "cpu")
+    assert "report.html" in from_wheel.fastflow(*run, "--out", "digits")
+    assert (from_wheel.folder / "digits" / "trajectory.safetensors").is_file()
+
+
+def test_the_wheel_says_that_it_has_no_bench(from_wheel: Environment) -> None:
+    assert "there is no bench/ beside this installation" in from_wheel.fastflow("bench", "step", expect=2)
