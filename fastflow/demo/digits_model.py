@@ -23,7 +23,7 @@ WIDTH = 64  # channels of a token, and of the pooled projection
 CHECKPOINT = Path(__file__).with_name("digits.safetensors")
 CONFIG: dict[str, Any] = {
     "sample_size": 8,
-    "patch_size": 2,
+    "patch_size": 4,
     "in_channels": 1,
     "out_channels": 1,
     "num_layers": 3,
@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
     "joint_attention_dim": WIDTH,
     "caption_projection_dim": WIDTH,
     "pooled_projection_dim": WIDTH,
-    "pos_embed_max_size": 4,
+    "pos_embed_max_size": 2,
     "qk_norm": "rms_norm",
 }
 METADATA = "digits"  # the only key: safetensors writes several in random order, and the file would differ each time
