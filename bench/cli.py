@@ -28,6 +28,12 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
+def _console() -> Console:
+    """Standard output; where it is no terminal, wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 140))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code. Bad arguments and failed checks print one line on standard error."""
     try:
@@ -100,7 +106,7 @@ def list_entries() -> None:
         shapes, variants = (run.show(s) for s in entry.shapes), (v.name for v in entry.variants)
         made.add_row(f"[bold]{entry.name}[/bold]", entry.about, "\n".join(shapes), "\n".join(variants), entry.gate)
         made.add_section()
-    Console().print(made)
+    _console().print(made)
 
 
 def run_step(arguments: argparse.Namespace) -> None:
@@ -124,8 +130,8 @@ def run_rollout(arguments: argparse.Namespace) -> None:
     shape = (arguments.rows, *rollout.SHAPE[1:])
     results = _measure(rollout.ENTRY, [shape], arguments.threads, arguments)
     _report(rollout.ENTRY, results, arguments.csv)
-    Console().print(rollout.costs(shape, arguments.backend, max(arguments.threads)))
-    Console().print()
+    _console().print(rollout.costs(shape, arguments.backend, max(arguments.threads)))
+    _console().print()
     _targets(results, rollout.TARGETS, rollout.SHAPE, 2)
 
 
@@ -137,7 +143,7 @@ def _measure(
     left_out: Sequence[str] = (),
 ) -> list[Result]:
     backends.check_name(arguments.backend)
-    report.heading(Console(), machine())
+    report.heading(_console(), machine())
     variants = [v.name for v in entry.variants if v.name not in left_out]
     results: list[Result] = []
     with Console(stderr=True).status("") as status:
@@ -150,7 +156,7 @@ def _measure(
 
 
 def _report(entry: Entry, results: Sequence[Result], path: Path | None, unit: str = "ms") -> None:
-    console = Console()
+    console = _console()
     console.print()
     console.print(report.table(results, f"{entry.name}, backend {results[0].backend}", unit))
     console.print()
@@ -172,7 +178,7 @@ def _targets(results: Sequence[Result], targets: Mapping[str, Mapping[str, float
 
 def _verdict(reached: bool, found: str, wanted: str) -> None:
     mark = "[green]reached[/green]" if reached else "[red]missed [/red]"
-    Console().print(f"{mark}  {found} (target: {wanted})", highlight=False)
+    _console().print(f"{mark}  {found} (target: {wanted})", highlight=False)
 
 
 def _fail(message: str, code: int) -> int:

@@ -35,6 +35,19 @@ FASTFLOW_FN char* address(const Rows& t, int64_t row, int64_t first) {
   return t.data + (row * t.stride + first) * (t.dtype == FLOAT32 ? 4 : 2);
 }
 
+// Asks for a block of a row that will be read soon; the address need not be inside the tensor.
+FASTFLOW_FN void prefetch(const Rows& t, int64_t row, int64_t first) {
+  if (!t) return;
+  const char* from = address(t, row, first);
+  const int bytes = BLOCK * (t.dtype == FLOAT32 ? 4 : 2);
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
+// Whether n elements at `to` can be written past the cache.
+FASTFLOW_FN bool streams(const Rows& t, const char* to, int n) {
+  return t.dtype == FLOAT32 && reinterpret_cast<uintptr_t>(to) % sizeof(Float) == 0 && n % LANES == 0;
+}
+
 FASTFLOW_FN void read(Float* out, const Rows& t, int64_t row, int64_t first, int n) {
   const char* from = address(t, row, first);
   visit(t.dtype, [&](auto type) {
@@ -53,16 +66,25 @@ FASTFLOW_FN void read_combined(Float* out, const Call& call, float scale, int64_
   });
 }
 
-FASTFLOW_FN void write(const Rows& t, int64_t row, int64_t first, int n, const Float* values) {
+// `past`: past the cache, where the address allows it.
+FASTFLOW_FN void write(const Rows& t, int64_t row, int64_t first, int n, const Float* values, bool past = false) {
   char* to = address(t, row, first);
+  if (past && streams(t, to, n)) {
+    for (int k = 0; k * LANES < n; ++k) Vector::stream(to + k * sizeof(Float), values[k]);
+    return;
+  }
   visit(t.dtype, [&](auto type) {
     each_vector(n, [&](int i, auto whole) { store<decltype(type)>(to, i, n, values[i / LANES], whole); });
   });
 }
 
 FASTFLOW_FN void write_affine(const Rows& t, int64_t row, int64_t first, int n, float on_x, const Float* x, float on_v,
-                              const Float* v) {
+                              const Float* v, bool past) {
   char* to = address(t, row, first);
+  if (past && streams(t, to, n)) {
+    for (int k = 0; k * LANES < n; ++k) Vector::stream(to + k * sizeof(Float), affine(on_x, x[k], on_v, v[k]));
+    return;
+  }
   visit(t.dtype, [&](auto type) {
     each_vector(n, [&](int i, auto whole) {
       store<decltype(type)>(to, i, n, affine(on_x, x[i / LANES], on_v, v[i / LANES]), whole);

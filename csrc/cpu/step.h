@@ -15,12 +15,24 @@ struct Partial {
   int32_t bad;    // not finite
 };
 
+// Inputs are asked for this far ahead: hardware prefetch stops at each 4 KB page.
+constexpr int64_t AHEAD = 2 * BLOCK;
+
+// Calls that write at least this much float32 write it past the cache, which would only pass it on. At [16, 16, 64, 64]
+// with cold caches this and AHEAD take 0.28 ms off the step, drawn (0.95 -> 0.67 ms) or given noise (0.83 -> 0.57 ms).
+constexpr int64_t STREAM_BYTES = 4 << 20;
+
 class Step {
  public:
   Step(const Call& call, const Factors& factors, Partial* partials)
       : call_(call), factors_(factors), partials_(partials), tiles_((call.numel + TILE - 1) / TILE) {
     wants_next_ = call.next_sample || call.log_prob || call.flags;
     wants_mean_ = wants_next_ || call.mean;
+    const Rows* outputs[] = {&call.next_sample, &call.clean, &call.ode_next, &call.mean};
+    int64_t written = 0;
+    for (const Rows* t : outputs)
+      if (*t && t->dtype == FLOAT32) written += call.batch * call.numel * 4;
+    past_ = written >= STREAM_BYTES;
     // what the next sample is rounded to before it is scored: a replayed one is scored as stored
     scored_dtype_ = call.given || !call.score_rounded ? static_cast<int>(FLOAT32) : call.next_dtype;
   }
@@ -42,6 +54,7 @@ class Step {
     }
     if (call_.mask && call_.log_prob && call_.reduce != NONE) partial.count = count_mask(call_.mask, row, first, n);
     partials_[index] = partial;
+    if (past_) Vector::stream_fence();
   }
 
   void finish_row(int64_t row) const {
@@ -65,6 +78,8 @@ class Step {
   void block(const RowScalars& s, int64_t row, int64_t first, int n, Float* square, Partial& partial) const {
     Float x[VECTORS], v[VECTORS], mean[VECTORS], next[VECTORS];
     const int vectors = (n + LANES - 1) / LANES;
+    const Rows* inputs[] = {&call_.sample, &call_.velocity, &call_.uncond, &call_.noise, &call_.given};
+    for (const Rows* t : inputs) prefetch(*t, row, first + AHEAD);
     read(x, call_.sample, row, first, n);
     read_combined(v, call_, s.scale, row, first, n);
     factors_.apply(v, row, first, n);
@@ -74,11 +89,11 @@ class Step {
       const Float* value = next_values(s, row, first, n, mean, next);
       if (call_.flags) partial.bad |= !all_finite(value, vectors * LANES) || !all_finite(mean, vectors * LANES);
       if (call_.log_prob) score(s, row, first, n, value, mean, square);
-      if (call_.next_sample) write(call_.next_sample, row, first, n, value);
+      if (call_.next_sample) write(call_.next_sample, row, first, n, value, past_);
     }
-    if (call_.mean) write(call_.mean, row, first, n, mean);
-    if (call_.clean) write_affine(call_.clean, row, first, n, s.p, x, s.q, v);
-    if (call_.ode_next) write_affine(call_.ode_next, row, first, n, s.ode_a, x, s.ode_b, v);
+    if (call_.mean) write(call_.mean, row, first, n, mean, past_);
+    if (call_.clean) write_affine(call_.clean, row, first, n, s.p, x, s.q, v, past_);
+    if (call_.ode_next) write_affine(call_.ode_next, row, first, n, s.ode_a, x, s.ode_b, v, past_);
   }
 
   const Float* next_values(const RowScalars& s, int64_t row, int64_t first, int n, const Float* mean,
@@ -116,7 +131,7 @@ class Step {
   Partial* partials_;
   int64_t tiles_;
   int scored_dtype_;
-  bool wants_next_, wants_mean_;
+  bool wants_next_, wants_mean_, past_;
 };
 
 static void step(const Call& call) {

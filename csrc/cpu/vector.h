@@ -35,19 +35,30 @@ struct Vector {
 #if defined(__AVX512F__)
   FASTFLOW_FN Float root(Float x) { return (Float)_mm512_sqrt_ps((__m512)x); }
   FASTFLOW_FN Word multiply(Word x, uint32_t m) { return (Word)_mm512_mul_epu32((__m512i)x, _mm512_set1_epi64(m)); }
+  FASTFLOW_FN void stream(char* to, Float x) { _mm512_stream_ps(reinterpret_cast<float*>(to), (__m512)x); }
 #elif defined(__AVX2__)
   FASTFLOW_FN Float root(Float x) { return (Float)_mm256_sqrt_ps((__m256)x); }
   FASTFLOW_FN Word multiply(Word x, uint32_t m) { return (Word)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(m)); }
+  FASTFLOW_FN void stream(char* to, Float x) { _mm256_stream_ps(reinterpret_cast<float*>(to), (__m256)x); }
 #elif defined(__SSE2__)
   FASTFLOW_FN Float root(Float x) { return (Float)_mm_sqrt_ps((__m128)x); }
   FASTFLOW_FN Word multiply(Word x, uint32_t m) { return (Word)_mm_mul_epu32((__m128i)x, _mm_set1_epi64x(m)); }
+  FASTFLOW_FN void stream(char* to, Float x) { _mm_stream_ps(reinterpret_cast<float*>(to), (__m128)x); }
 #else
   FASTFLOW_FN Float root(Float x) {
     for (int i = 0; i < LANES; ++i) x[i] = __builtin_sqrtf(x[i]);
     return x;
   }
   FASTFLOW_FN Word multiply(Word x, uint32_t m) { return (x & 0xFFFFFFFFu) * static_cast<uint64_t>(m); }
+  FASTFLOW_FN void stream(char* to, Float x) { memcpy(to, &x, sizeof x); }
 #endif
+
+  // After `stream`, before another thread reads: puts the writes in order.
+  FASTFLOW_FN void stream_fence() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+  }
 
   // Low words of `even` in the even lanes, of `odd` in the odd lanes (little endian).
   FASTFLOW_FN Bits pair(Word even, Word odd) { return (Bits)((even & 0xFFFFFFFFu) | (odd << 32)); }
