@@ -38,7 +38,8 @@ def run(request: Request) -> None:
         fail(f"{message}{_keep(error.partial, request.out)}", FAILED)
     except ModuleNotFoundError as error:
         extra = "demo" if request.model == DIGITS else "diffusers"
-        fail(f'this needs the package {error.name}, which is not installed; pip install "fastflow[{extra}]"')
+        package = str(error.name).split(".")[0]
+        fail(f'this needs the package {package}, which is not installed; pip install "fastflow[{extra}]"')
     except (ValueError, ff.BackendError, OSError) as error:
         fail(str(error))
 

@@ -190,6 +190,7 @@ def _pipeline(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Loaded:
+    import transformers  # noqa: F401 (diffusers' own error for its absence is no ModuleNotFoundError)
     from diffusers import StableDiffusion3Pipeline
 
     if not prompts:

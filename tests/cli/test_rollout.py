@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import fastflow as ff
+from fastflow.demo import digits
 from fastflow.models.loading import load, load_embeddings
 from tests.cli.tiny import transformer
 
@@ -193,6 +195,30 @@ def test_a_hub_id_that_cannot_be_had(fastflow, monkeypatch: pytest.MonkeyPatch) 
     result = fastflow("rollout", "--model", "nobody/nothing", "--prompts", "x")
     words = "nobody/nothing is no folder here, and as a hub id it cannot be had: no such repository"
     assert (result.exit_code, words in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("model", "missing", "extra"),
+    [("pipeline", "transformers", "diffusers"), ("pipeline", "diffusers", "diffusers"), ("digits", "sklearn", "demo")],
+)
+def test_a_missing_package_names_the_extra(
+    fastflow,
+    saved_pipeline: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    missing: str,
+    extra: str,
+) -> None:
+    digits.classifier.cache_clear()
+    digits.load_digits.cache_clear()
+    for name in [name for name in sys.modules if name.split(".")[0] == missing]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    source = ("digits", "-p", "3") if model == "digits" else (saved_pipeline, "-p", "x")
+    result = fastflow("rollout", "--model", *source, *SHORT, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert f'needs the package {missing}, which is not installed; pip install "fastflow[{extra}]"' in result.stderr
 
 
 def test_guidance_needs_a_negative(saved_transformer: Path, tmp_path: Path) -> None:
