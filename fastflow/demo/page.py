@@ -37,7 +37,7 @@ td.bar { width: 42%; min-width: 90px; }
 td.bar span { display: block; height: 9px; border-radius: 2px; background: var(--blue); min-width: 1px; }
 table.pairs td { text-align: left; white-space: normal; vertical-align: top; overflow-wrap: anywhere; }
 table.pairs td:first-child { color: var(--grey); width: 30%; }
-pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: 12px 14px; overflow-x: auto;
+pre { background: var(--tint); border: 1px solid var(--line); border-radius: 6px; padding: 12px 14px; white-space: pre-wrap;
   font: 0.85rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; margin: 10px 0; }
 @media (max-width: 520px) {
   main { padding: 24px 14px 40px; }
