@@ -1,4 +1,4 @@
-"""Runs an entry of the registry: check, interleaved rounds, a copy beside them, and a second try where threads did not help."""
+"""Runs an entry of the registry: check, interleaved pairs, a copy beside them, and a second try where threads did not help."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ class Result:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Readings:
+    """Times by variant, and how many times quicker a variant is than a baseline, by (variant, baseline)."""
+
+    times: dict[str, Times]
+    ratios: dict[tuple[str, str], float]
+
+
 def verify(entry: Entry) -> None:
     """Runs the entry's pytest gate. Raises Mismatch where it is not green."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", entry.gate]
@@ -66,13 +74,13 @@ def measure(
         for count in sorted({1, *threads} if scaling else {*threads}):
             with timing.threads(count):
                 if count not in threads:
-                    alone = _rounds(entry, [scaling], inputs, shape, backend, repeats)[scaling.name]
+                    alone = _rounds(entry, [scaling], inputs, shape, backend, repeats).times[scaling.name]
                     continue
                 say(f"{entry.name}: {show(shape)}, {threads_in_words(count)}")
                 entry.check(inputs, backend, [v.name for v in chosen])
-                times, note = _tried(entry, chosen, inputs, shape, count, backend, repeats, alone, say)
-                alone = times[scaling.name] if scaling and count == 1 else alone
-                results += _results(entry, chosen, shape, count, backend, times, note)
+                readings, note = _tried(entry, chosen, inputs, shape, count, backend, repeats, alone, say)
+                alone = readings.times[scaling.name] if scaling and count == 1 else alone
+                results += _results(entry, chosen, shape, count, backend, readings, note)
     return results
 
 
@@ -86,16 +94,16 @@ def _tried(
     repeats: int,
     alone: Times | None,
     say: Callable[[str], None],
-) -> tuple[dict[str, Times], str]:
-    """Times by variant, measured again while one thread beats several; and a note where it did."""
-    times, tries = _rounds(entry, chosen, inputs, shape, backend, repeats), 1
-    while (beaten := _beaten(chosen, times, alone)) and tries <= RETRIES:
+) -> tuple[Readings, str]:
+    """Readings, taken again while one thread beats several; and a note where it did."""
+    readings, tries = _rounds(entry, chosen, inputs, shape, backend, repeats), 1
+    while (beaten := _beaten(chosen, readings.times, alone)) and tries <= RETRIES:
         say(f"{entry.name}: {show(shape)}, one thread beat {threads}, measuring again")
-        times, tries = _rounds(entry, chosen, inputs, shape, backend, repeats), tries + 1
+        readings, tries = _rounds(entry, chosen, inputs, shape, backend, repeats), tries + 1
     if tries == 1:
-        return times, ""
+        return readings, ""
     outcome = "; it still does: the machine is busy" if beaten else ""
-    return times, f"measured {tries} times, because one thread beat {threads}{outcome}"
+    return readings, f"measured {tries} times, because one thread beat {threads}{outcome}"
 
 
 def _beaten(chosen: Sequence[Variant], times: Mapping[str, Times], alone: Times | None) -> bool:
@@ -105,13 +113,26 @@ def _beaten(chosen: Sequence[Variant], times: Mapping[str, Times], alone: Times 
 
 def _rounds(
     entry: Entry, chosen: Sequence[Variant], inputs: Inputs, shape: Shape, backend: str, repeats: int
-) -> dict[str, Times]:
-    """Times by variant, and those of a copy of the bytes of the first variant that counts them."""
+) -> Readings:
+    """Every variant beside each of its baselines, pair by pair; the first that counts bytes also beside a copy of them.
+
+    The times shown are those of a variant's first pair.
+    """
     calls = {v.name: v.make(inputs, backend) for v in chosen}
-    moved = next((entry.bytes_moved(v, shape) for v in chosen if v.touches), 0)
-    if moved:
-        calls[COPY] = timing.copy_of(moved)
-    return timing.interleave(calls, repeats, timing.wall, entry.calls)
+    pairs = [(v.name, base) for v in chosen for base in v.against if base in calls]
+    counted = next((v for v in chosen if v.touches), None)
+    if counted is not None:
+        calls[COPY] = timing.copy_of(entry.bytes_moved(counted, shape))
+        pairs.append((counted.name, COPY))
+    alone = [(name,) for name in calls if not any(name in pair for pair in pairs)]
+    times: dict[str, Times] = {}
+    ratios: dict[tuple[str, str], float] = {}
+    for group in (*pairs, *alone):
+        found = timing.interleave({name: calls[name] for name in group}, repeats, timing.wall, entry.calls)
+        times = {**found, **times}
+        if len(group) == 2:
+            ratios[group] = found[group[0]].ratio(found[group[1]])
+    return Readings(times, ratios)
 
 
 def _results(
@@ -120,17 +141,17 @@ def _results(
     shape: Shape,
     threads: int,
     backend: str,
-    times: Mapping[str, Times],
+    readings: Readings,
     note: str,
 ) -> list[Result]:
-    load = timing.load_average()
+    load, times = timing.load_average(), readings.times
     copied = next((entry.bytes_moved(v, shape) for v in chosen if v.touches), 0)
     copy_speed = copied / times[COPY].median if copied else None
     results = []
     for v in chosen:
         speed = entry.bytes_moved(v, shape) / times[v.name].median if v.touches else None
         share = speed / copy_speed if speed and copy_speed else None
-        ratios = {base: times[v.name].ratio(times[base]) for base in v.against if base in times}
+        ratios = {base: readings.ratios[v.name, base] for base in v.against if base in times}
         results.append(Result(v.name, shape, threads, backend, times[v.name], load, speed, share, ratios, note))
     if copy_speed is not None:
         results.append(Result(COPY, shape, threads, "torch", times[COPY], load, copy_speed, 1.0, {}, note))
