@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+import fastflow as ff
+
 from . import page
 from .figures import Decode, clean_picture, final_picture, reward_plot
 from .tables import cost_table, key_figures, print_tables, prompt_table, reward_table, rewards_of
@@ -18,6 +20,7 @@ from .tables import cost_table, key_figures, print_tables, prompt_table, reward_
 __all__ = ["print_tables", "versions", "write_report"]
 
 ABOUT = "A stochastic rollout in which every state is completed to a clean image and scored, so that each step has a reward."
+LINE = 88  # characters of a command line that fit the page
 ABOUT_FINAL = "A stochastic rollout whose final samples are scored."
 
 
@@ -59,7 +62,7 @@ def write_report(
         page.heading("Final samples", "One row per prompt, from the highest reward of the group to the lowest."),
         page.image(paths["final"], "Final samples by prompt"),
         page.table(prompt_table(trajectory, prompts)),
-        page.heading("The same again") + f"<pre>{escape(command)}</pre>",
+        page.heading("The same again") + f"<pre>{escape(_folded(command))}</pre>",
         page.pairs({"reward": reward_name, **settings, "schedule hash": trajectory.stats.schedule_hash}),
         page.heading("Versions") + page.pairs(versions()),
     ]
@@ -70,14 +73,19 @@ def write_report(
 
 def versions() -> dict[str, str]:
     """What ran: Python, the packages that matter, and the machine in words."""
-    found = {"python": platform.python_version()}
-    for name in ("fastflow", "torch", "diffusers", "scikit-learn"):
+    found = {"fastflow": ff.__version__, "python": platform.python_version()}
+    for name in ("torch", "diffusers", "scikit-learn"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed as a package"
+            found[name] = "not installed"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     return {**found, "system": f"{platform.system()} {platform.machine()}", "device": device}
+
+
+def _folded(command: str) -> str:
+    """A long command line, an option a line, as a shell takes it."""
+    return command if len(command) <= LINE else command.replace(" --", " \\\n    --")
 
 
 def _dense_sections(trajectory: Any, paths: Mapping[str, Path]) -> list[str]:

@@ -10,6 +10,12 @@ import torch
 import fastflow as ff
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(_fixed: None) -> None:
+    """Quicker for a network as small as this, and much quicker where the cores are shared."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def demo_packages() -> None:
     for name in ("sklearn", "diffusers", "matplotlib"):
@@ -33,5 +39,4 @@ def trajectory(demo_packages: None) -> ff.Trajectory:
     """Prompts 3, 8 and 3 again, three samples each, four steps."""
     from fastflow.demo.run import DigitsRollout
 
-    torch.set_num_threads(2)
     return DigitsRollout(prompts=[3, 8, 3], group=3, steps=4, progress=False).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -76,6 +77,13 @@ def test_page_is_complete_and_loads_nothing(trajectory: ff.Trajectory, digits: A
     assert "<title> & more" not in text and "A <title> & more" in page.text, "text is escaped"
     for wanted in ("fastflow rollout --model digits > log", trajectory.stats.schedule_hash, torch.__version__, "eight"):
         assert wanted in page.text
+
+
+def test_a_long_command_is_folded(trajectory: ff.Trajectory, digits: Any, tmp_path: Path) -> None:
+    command = "fastflow rollout --model digits" + " --seed 0" * 12
+    page = Page(report(trajectory, tmp_path, digits, command=command)["report"].read_text(encoding="utf-8"))
+    shown = page.text.split("The same again")[1].split("reward")[0]
+    assert shown.count("\\\n") == 13 and shlex.split(shown.replace("\\\n", "")) == shlex.split(command)
 
 
 def test_numbers_of_the_tables(trajectory: ff.Trajectory) -> None:
