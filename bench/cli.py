@@ -13,7 +13,7 @@ from rich.markup import escape
 import fastflow as ff
 from fastflow import backends
 
-from . import launch, registry, report, rollout, run, step
+from . import heap, launch, registry, report, rollout, run, step
 from .machine import machine
 from .registry import Entry, Mismatch, Shape
 from .run import Result
@@ -71,6 +71,8 @@ def _parser() -> Parser:
         )
         added.add_argument("--csv", type=Path, metavar="FILE", help="also write the results to FILE")
         added.add_argument("--verify", action="store_true", help=f"first run {entry.gate}")
+        words = f"state of the C library's heap: {', '.join(heap.STATES)} (default)"
+        added.add_argument("--heap", choices=heap.STATES, default="default", metavar="STATE", help=words)
         if entry is not launch.ENTRY:
             counts = [1, 2] if entry is step.ENTRY else [2]
             words = f"thread counts ({' '.join(map(str, counts))})"
@@ -113,14 +115,14 @@ def run_step(arguments: argparse.Namespace) -> None:
     """The fused step against the chain, at each size."""
     left_out = (step.COMPILED, step.COMPILED_GIVEN) if arguments.no_compile else ()
     results = _measure(step.ENTRY, arguments.sizes, arguments.threads, arguments, left_out)
-    _report(step.ENTRY, results, arguments.csv)
+    _report(step.ENTRY, results, arguments)
     _targets(results, step.TARGETS, *step.TARGET_AT)
 
 
 def run_launch(arguments: argparse.Namespace) -> None:
     """The overhead of whole calls."""
     results = _measure(launch.ENTRY, launch.ENTRY.shapes, [1], arguments)
-    _report(launch.ENTRY, results, arguments.csv, unit="us")
+    _report(launch.ENTRY, results, arguments, unit="us")
     for r in results:
         _verdict(r.times.median <= launch.TARGET, f"{r.variant}: {r.times.median * 1e6:.1f} us", "at most 25 us")
 
@@ -129,7 +131,7 @@ def run_rollout(arguments: argparse.Namespace) -> None:
     """The dense rollout, and where its time goes."""
     shape = (arguments.rows, *rollout.SHAPE[1:])
     results = _measure(rollout.ENTRY, [shape], arguments.threads, arguments)
-    _report(rollout.ENTRY, results, arguments.csv)
+    _report(rollout.ENTRY, results, arguments)
     _console().print(rollout.costs(shape, arguments.backend, max(arguments.threads)))
     _console().print()
     _targets(results, rollout.TARGETS, rollout.SHAPE, 2)
@@ -143,7 +145,8 @@ def _measure(
     left_out: Sequence[str] = (),
 ) -> list[Result]:
     backends.check_name(arguments.backend)
-    report.heading(_console(), machine())
+    heap.use(arguments.heap)
+    report.heading(_console(), machine(arguments.heap))
     variants = [v.name for v in entry.variants if v.name not in left_out]
     results: list[Result] = []
     with Console(stderr=True).status("") as status:
@@ -155,16 +158,16 @@ def _measure(
     return results
 
 
-def _report(entry: Entry, results: Sequence[Result], path: Path | None, unit: str = "ms") -> None:
+def _report(entry: Entry, results: Sequence[Result], arguments: argparse.Namespace, unit: str = "ms") -> None:
     console = _console()
     console.print()
     console.print(report.table(results, f"{entry.name}, backend {results[0].backend}", unit))
     console.print()
     for note in report.notes(results):
         console.print(f"[yellow]{note}[/yellow]", highlight=False)
-    if path is not None:
-        report.write_csv(results, machine(), path)
-        console.print(f"[dim]written to {path}[/dim]", highlight=False)
+    if arguments.csv is not None:
+        report.write_csv(results, machine(arguments.heap), arguments.csv)
+        console.print(f"[dim]written to {arguments.csv}[/dim]", highlight=False)
 
 
 def _targets(results: Sequence[Result], targets: Mapping[str, Mapping[str, float]], shape: Shape, threads: int) -> None:

@@ -22,9 +22,10 @@ class Machine:
     torch: str
     git_sha: str
     date: str
+    heap: str  # state of the C library's heap, see heap.py
 
 
-def machine() -> Machine:
+def machine(heap: str = "default") -> Machine:
     """This machine and this checkout, now."""
     return Machine(
         device="cpu",
@@ -33,6 +34,7 @@ def machine() -> Machine:
         torch=torch.__version__,
         git_sha=_git_sha(),
         date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        heap=heap,
     )
 
 

@@ -15,7 +15,7 @@ from .machine import Machine
 from .run import COPY, Result, show, threads_in_words
 
 COLUMNS = (
-    "device", "cpu model", "isa", "torch", "git sha", "date", "backend", "threads", "shape", "variant", "median ms",
+    "device", "cpu model", "isa", "torch", "git sha", "date", "heap", "backend", "threads", "shape", "variant", "median ms",
     "iqr ms", "GB/s", "share of copy", "page faults", "load",
 )  # fmt: skip
 UNITS = {"ms": 1e3, "us": 1e6}
@@ -25,7 +25,7 @@ def heading(console: Console, machine: Machine) -> None:
     """One line on the machine."""
     console.print(
         f"[bold]{machine.cpu_model}[/bold] ({os.cpu_count()} cores, {machine.isa}), torch {machine.torch}, "
-        f"{machine.git_sha}, {machine.date}",
+        f"{machine.git_sha}, {machine.date}, heap {machine.heap}",
         highlight=False,
     )
 
