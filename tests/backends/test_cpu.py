@@ -123,6 +123,19 @@ def test_strided_rows(isa: str, gap: int) -> None:
     assert_same(run(cpu, base, torch.float16, gap), run(reference, base, torch.float16))
 
 
+@pytest.mark.parametrize("gap", [0, 13])
+def test_large_outputs_go_past_the_cache(isa: str, gap: int) -> None:
+    """4 MB of float32 outputs and more are streamed where a row is aligned (gap 0), stored as ever where it is not."""
+    base = call(5, 65536 + 16, gap=gap)
+    assert 4 * base.batch * base.numel * 4 >= 4 << 20
+    assert_same(run(cpu, base, gap=gap), run(reference, base, gap=gap))
+    state = base.sample.clone()
+    apart = run(cpu, replace(base, sample=state), gap=gap)
+    others = {name: rows(5, base.numel) for name in ("clean", "ode_next", "mean")}
+    cpu.step(replace(base, sample=state, next_sample=state, **others))
+    assert same(state, apart["next_sample"])
+
+
 @pytest.mark.parametrize("numel", [1, 37, 511, 2049])
 def test_nothing_beside_a_row_is_written(isa: str, numel: int) -> None:
     base = call(3, numel)
