@@ -267,5 +267,7 @@ def test_digits(fastflow, tmp_path: Path) -> None:
     trajectory = ff.Trajectory.load(tmp_path / "trajectory.safetensors")
     assert trajectory.samples.shape == (4, 4, 1, 8, 8)
     assert trajectory.rewards.shape == (4, 4)
-    report = " ".join((tmp_path / "report.html").read_text().replace("\\\n", " ").split())  # its folded command, in one line
+    report = " ".join(
+        (tmp_path / "report.html").read_text().replace("\\\n", " ").split()
+    )  # its folded command, in one line
     assert "--model digits --prompts 3 --prompts 8" in report
