@@ -47,7 +47,7 @@ class CFG:
         scale = torch.as_tensor(self.scale, dtype=torch.float64)
         if scale.dim() > 2 or not bool(torch.isfinite(scale).all()):
             raise ValueError(
-                f"scale: wanted finite numbers, scalar, [B], [T] or [T, B], got shape {tuple(scale.shape)}"
+                f"scale: wanted finite numbers, scalar, [B], [T] or [T, B], got {self.scale} of shape {tuple(scale.shape)}"
             )
         object.__setattr__(self, "_tables", {})
         object.__setattr__(self, "_values", scale)

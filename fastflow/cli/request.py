@@ -62,7 +62,12 @@ class Request:
         if self.out.exists() and not self.out.is_dir():
             raise ValueError(f"--out: wanted a folder, got the file {self.out}")
         if self.model == DIGITS:
-            for option, given in (("--size", self.size), ("--embeddings", self.embeddings), ("--reward", self.reward)):
+            for option, given in (
+                ("--size", self.size),
+                ("--embeddings", self.embeddings),
+                ("--reward", self.reward),
+                ("--negative", self.negative or None),
+            ):
                 if given is not None:
                     raise ValueError(f"{option}: the digits model brings its own; leave the option out")
 

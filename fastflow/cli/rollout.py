@@ -19,7 +19,8 @@ HELP = """Rolls out a model: states, log-probabilities and, with --dense, a clea
 - a folder saved by [cyan]SD3Transformer2DModel.save_pretrained[/cyan] with its prompts in an embeddings.safetensors,
   as [cyan]fastflow.models.loading.save_embeddings[/cyan] writes it.
 
-Writes trajectory.safetensors, summary.json and, where there is a decoder, pictures into --out.
+Writes trajectory.safetensors and summary.json into --out, and pictures where there is a decoder; for the digits
+pictures and report.html beside the trajectory.
 
 [bold]Examples[/bold]
 

@@ -117,6 +117,9 @@ def run_digits(out: str | Path, *, command: str = "fastflow rollout --model digi
     rollout = DigitsRollout(**options)
     trajectory = rollout.run()
     out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    saved = out / "trajectory.safetensors"
+    trajectory.save(saved)  # first: a page that cannot be written loses nothing
     paths = write_report(
         trajectory,
         out,
@@ -127,8 +130,7 @@ def run_digits(out: str | Path, *, command: str = "fastflow rollout --model digi
         decode=digits.decode,
         reward_name=digits.DigitReward.name,
     )
-    paths["trajectory"] = out / "trajectory.safetensors"
-    trajectory.save(paths["trajectory"])
+    paths["trajectory"] = saved
     print_tables(trajectory, title=TITLE)
     print("\nwritten")
     for path in paths.values():

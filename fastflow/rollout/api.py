@@ -104,7 +104,10 @@ def plan(
     **arguments: Any,
 ) -> Plan:
     """The network calls that `ff.rollout` with the same arguments will make. Calls nothing; reads no tensor on a device.
+    `model`, `decode`, `reward`, `progress` and `backend` are taken so that one dictionary of arguments serves both; they change
+    nothing here.
 
-    `print(plan)` says how many calls, row evaluations and widths; `plan.calls` lists them. Raises what `ff.rollout` raises.
+    `print(plan)` says how many calls, row evaluations and widths; `plan.calls` lists them. Raises what `ff.rollout` raises
+    for the other arguments.
     """
     return prepare(shape, sigmas, dynamics, seeds, **arguments).plan

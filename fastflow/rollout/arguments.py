@@ -163,7 +163,13 @@ def limits_of(
 
 def device_of(device: Any, initial: Any, condition: Any, seeds: Tensor) -> torch.device:
     if device is not None:
-        return torch.device(device)
+        try:
+            wanted = torch.device(device)
+            torch.empty(0, device=wanted)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"device: wanted one that torch can use here, got {device!r} ({reason})") from error
+        return wanted
     if isinstance(initial, Tensor):
         return initial.device
     found: list[torch.device] = []

@@ -48,6 +48,19 @@ def check(tree: Any, prompts: int, name: str, *, broadcast: bool = False) -> Non
     tree_map(leaf, tree, name)
 
 
+def check_rows(tree: Any, rows: int, name: str) -> None:
+    """Every tensor and list has one entry per row of a call. Raises ValueError naming the entry."""
+
+    def leaf(path: str, value: Any) -> None:
+        size = len(value) if isinstance(value, list) or (isinstance(value, Tensor) and value.dim()) else rows
+        if size != rows:
+            raise ValueError(
+                f"{path}: wanted {rows} entries, one per row of sample, got {size}; gather them by prompt_index"
+            )
+
+    tree_map(leaf, tree, name)
+
+
 def prompts_of(tree: Any, name: str) -> int | None:
     """The number of prompts that the tree's first entry names; None if it has none."""
     sizes: list[int] = []

@@ -31,8 +31,12 @@ def evaluate(
                first; with calls=2 the unconditional call goes first.
 
     A replay at the rollout's width and order repeats its velocities bit for bit (`traj.stats.widths`).
-    Raises ValueError or TypeError if the model returns another shape or no float tensor.
+    Raises ValueError or TypeError for entries that are not one per row, and if the model returns another shape or no float
+    tensor.
     """
+    conditioning.check_rows(condition, sample.shape[0], "condition")
+    if guidance is not None:
+        conditioning.check_rows(negative, sample.shape[0], "negative")
     if not isinstance(sigma, Tensor):
         sigma = torch.full((sample.shape[0],), float(sigma), dtype=torch.float32, device=sample.device)
     if guidance is None:

@@ -45,7 +45,9 @@ def save(trajectory: Trajectory, path: str | PathLike[str]) -> None:
         "stats": trajectory.stats.as_dict(),
     }
     packed = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    target = Path(path)
+    target = Path(path).resolve()  # a link stays, and the file that it names is replaced
+    if target.exists() and not target.is_file():
+        raise OSError(f"path: wanted a file to write or replace, got {target}, which is no regular file")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.part")
     try:
         temporary.touch(exist_ok=False)
@@ -69,6 +71,8 @@ def load(path: str | PathLike[str], device: torch.device | str) -> Trajectory:
 
     from .trajectory import ROWS, Trajectory
 
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"path: wanted a {FORMAT} file, got {path}, which is no file")
     try:
         with safe_open(str(path), framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}

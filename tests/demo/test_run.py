@@ -44,6 +44,20 @@ def test_run_writes_everything(demo_packages: None, tmp_path: Path, capsys: pyte
     assert "the command" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_page_that_cannot_be_written_loses_nothing(
+    demo_packages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastflow.demo import run
+
+    def full(*arguments: object, **named: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "write_report", full)
+    with pytest.raises(OSError, match="No space left"):
+        run.run_digits(tmp_path, prompts=[3], group=2, steps=2, progress=False)
+    assert ff.Trajectory.load(tmp_path / "trajectory.safetensors").batch == 2
+
+
 def test_run_without_completions_or_guidance(demo_packages: None, tmp_path: Path) -> None:
     options: dict[str, Any] = {"prompts": [3], "group": 2, "steps": 3, "dense": None, "guidance": 1.0}
     trajectory = run_digits(tmp_path, dynamics=ff.CPS(0.8), lockstep="full", progress=False, **options)

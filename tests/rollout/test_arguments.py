@@ -379,3 +379,17 @@ def test_no_condition_at_all() -> None:
     assert traj.prompt_index.tolist() == [0] * 6
     traj = call(ff.rollout, network, {"condition": None, "prompt_index": [5, 4, 3, 2, 1, 0]})
     assert traj.prompt_index.tolist() == [5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "foo"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(ValueError, match=f"device: wanted one that torch can use here, got '{device}'"):
+        ff.rollout(lambda x, s, c: x, (4,), ff.sigma_schedule(4), ff.ODE(), [1], device=device)
+
+
+def test_entries_that_are_not_one_per_row_are_named() -> None:
+    x = torch.zeros(4, 3)
+    with pytest.raises(ValueError, match=r"condition\['e'\]: wanted 4 entries, one per row of sample, got 2"):
+        ff.evaluate(lambda x, s, c: x, x, 0.5, {"e": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match=r"negative\['e'\]: wanted 4 entries"):
+        ff.evaluate(lambda x, s, c: x, x, 0.5, {"e": torch.zeros(4, 3)}, {"e": torch.zeros(1, 3)}, ff.CFG(2.0))

@@ -115,7 +115,7 @@ def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("place", ["missing/t", "."])
 def test_a_place_that_cannot_be_written(place: str, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"path: could not write .* MB to "):
+    with pytest.raises(OSError, match="path: (could not write .* MB to|wanted a file to write or replace, got) "):
         make().save(tmp_path / place)
     assert os.listdir(tmp_path) == []
 
@@ -142,3 +142,17 @@ def test_a_file_that_was_cut(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"path: wanted a whole fastflow\.trajectory\.1 file"):
         ff.Trajectory.load(tmp_path / "t")
+
+
+def test_a_link_stays_and_only_files_are_replaced(tmp_path: Path) -> None:
+    link, real = tmp_path / "latest", tmp_path / "run7.safetensors"
+    link.symlink_to(real)
+    trajectory = make()
+    trajectory.save(link)
+    assert link.is_symlink() and real.is_file()
+    assert_same(ff.Trajectory.load(link), trajectory)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="path: wanted a file to write or replace, got .*pipe"):
+        trajectory.save(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError, match="path: wanted a .* file, got .*, which is no file"):
+        ff.Trajectory.load(tmp_path)
