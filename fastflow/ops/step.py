@@ -119,7 +119,7 @@ def step(
         raise ValueError(
             "out: wanted no gradient beside out=, got an input that requires one; use torch.no_grad() or drop out="
         )
-    slots = _slots(names, out or {}, sample, reduce_index)  # nothing to differentiate: past autograd (15 us)
+    slots = _slots(names, out or {}, sample, reduce_index)  # nothing to differentiate: past autograd
     stored = slots[0].dtype if slots[0] is not None else sample.dtype
     torch.ops.fastflow.step_out(*inputs, stored, rescale, product_dtype, backend, *slots)
     return StepOutput(*slots)
