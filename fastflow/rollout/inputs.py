@@ -16,7 +16,7 @@ from .setup import Setup
 
 @dataclass(frozen=True, eq=False)
 class CallInputs:
-    """What a call needs on the device, made before the loop so that the loop copies nothing from the host."""
+    """The inputs of one call; padding repeats its first row."""
 
     call: Call
     prompts: Tensor  # int64 [padded], host
