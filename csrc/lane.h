@@ -9,8 +9,10 @@
 
 #if defined(__CUDACC__)
 #define FASTFLOW_FN static __host__ __device__ __forceinline__
+#define FASTFLOW_METHOD __host__ __device__ __forceinline__
 #else
 #define FASTFLOW_FN static inline __attribute__((always_inline))
+#define FASTFLOW_METHOD inline __attribute__((always_inline))
 #endif
 
 namespace fastflow {

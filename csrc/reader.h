@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the binding files of the modules share: tuples of Python numbers, read from left to right.
+// What the binding files of the modules share: a call as tuples of Python numbers, read from left to right.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <string>
+
+#include "arguments.h"
 
 namespace fastflow {
 
@@ -23,6 +25,11 @@ class Reader {
     if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
     return value;
   }
+  float real() {
+    const double value = PyFloat_AsDouble(object());
+    if (value == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+    return static_cast<float>(value);
+  }
   int small() { return static_cast<int>(integer()); }
   char* address() { return reinterpret_cast<char*>(integer()); }
 
@@ -31,16 +38,42 @@ class Reader {
   Py_ssize_t next_ = 0;
 };
 
-// None, or (address, row stride in elements, dtype). T: Rows of the CPU, Tensor of CUDA.
-template <class T>
-T read_tensor(PyObject* entry) {
-  T out;
+// None, or (address, row stride in elements, dtype).
+inline Tensor read_tensor(PyObject* entry) {
+  Tensor out;
   if (entry == Py_None) return out;
   Reader reader(py::reinterpret_borrow<py::tuple>(entry), 3, "tensor");
   out.data = reader.address();
   out.stride = reader.integer();
   out.dtype = reader.small();
   return out;
+}
+
+constexpr Py_ssize_t TENSORS = 29, NUMBERS = 14;
+
+// The tensors of a call, and the first NUMBERS of its numbers.
+inline void read_arguments(Arguments& call, const py::tuple& tensors, Reader& n) {
+  Reader t(tensors, TENSORS, "tensors");
+  for (Tensor* slot : {&call.sample, &call.velocity, &call.uncond, &call.coef, &call.scale, &call.noise, &call.seeds,
+                       &call.step, &call.given, &call.mask, &call.ref_velocity, &call.ref_uncond, &call.old_mean,
+                       &call.rows, &call.next_sample, &call.log_prob, &call.clean, &call.ode_next, &call.mean,
+                       &call.flags, &call.shift, &call.drift, &call.grad, &call.grad_shift, &call.grad_drift,
+                       &call.grad_velocity, &call.grad_uncond, &call.means, &call.grad_means})
+    *slot = read_tensor(t.object());
+  call.batch = n.integer();
+  call.numel = n.integer();
+  call.sources = n.integer();
+  call.rescale = n.small();
+  call.outer = n.integer();
+  call.channels = n.integer();
+  call.inner = n.integer();
+  call.stream = static_cast<uint32_t>(n.integer());
+  call.offset = n.integer();
+  call.score = n.small();
+  call.reduce = n.small();
+  call.score_rounded = n.small();
+  call.next_dtype = n.small();
+  call.beta = n.real();
 }
 
 }  // namespace fastflow

@@ -35,6 +35,15 @@ def at_row(pointer, row, stride, ALIGN: tl.constexpr):
 
 
 @triton.jit
+def source_row(rows, row, sources):
+    """The row of sample, velocity and uncond that a row is made of: rows[row], the nearest of `sources` where that is none."""
+    source = row
+    if rows is not None:
+        source = tl.minimum(tl.maximum(tl.load(rows + row), 0), sources - 1)
+    return source
+
+
+@triton.jit
 def load(pointer, inside):
     """float32 of the values at `pointer` (any float dtype), 0 where not `inside`."""
     value = tl.load(pointer, mask=inside, other=0.0)

@@ -7,7 +7,7 @@ outer * inner of a row seen as [outer, channels, inner]) or one per row ("clamp"
 import triton
 import triton.language as tl
 
-from .convert import at_row, kernel, load
+from .convert import at_row, kernel, load, source_row
 from .reduce import add_tiles, fold, put_tiles, tile_sums
 
 
@@ -66,8 +66,8 @@ def token_index(
 
 @kernel
 def token_factor_kernel(
-    velocity, uncond, scale, factors,
-    velocity_row, uncond_row, scale_row, tokens, programs, inner,
+    velocity, uncond, scale, rows, factors,
+    velocity_row, uncond_row, scale_row, sources, tokens, programs, inner,
     TOKENS: tl.constexpr, LOG: tl.constexpr, CHANNELS: tl.constexpr, LAST: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """factors [batch, tokens] for TOKENS tokens of one row per program."""
@@ -75,8 +75,9 @@ def token_factor_kernel(
     row = (program // programs).to(tl.int64)
     begin = (program % programs) * TOKENS
     token, index, present, inside = token_index(begin, tokens, inner * ALIGN, TOKENS, LOG, CHANNELS, LAST)
-    v = load(at_row(velocity, row, velocity_row, ALIGN) + index, inside)
-    u = load(at_row(uncond, row, uncond_row, ALIGN) + index, inside)
+    source = source_row(rows, row, sources)
+    v = load(at_row(velocity, source, velocity_row, ALIGN) + index, inside)
+    u = load(at_row(uncond, source, uncond_row, ALIGN) + index, inside)
     guided = combine(v, u, tl.load(scale + row * scale_row))
     square, guided_square = fold(v * v, TOKENS, LOG), fold(guided * guided, TOKENS, LOG)
     factor, _ = factor_of(square, guided_square, "token")
@@ -85,8 +86,8 @@ def token_factor_kernel(
 
 @kernel
 def sample_square_kernel(
-    velocity, uncond, scale, squares, guided_squares,
-    velocity_row, uncond_row, scale_row, units, batch, programs,
+    velocity, uncond, scale, rows, squares, guided_squares,
+    velocity_row, uncond_row, scale_row, sources, units, batch, programs,
     TILES: tl.constexpr, LOG: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Tile sums [tiles, batch] of velocity^2 and guided^2."""
@@ -96,8 +97,9 @@ def sample_square_kernel(
     numel = units * ALIGN
     index = part * (TILES << LOG) + tl.arange(0, TILES << LOG)
     inside = index < numel
-    v = load(at_row(velocity, row, velocity_row, ALIGN) + index, inside)
-    u = load(at_row(uncond, row, uncond_row, ALIGN) + index, inside)
+    source = source_row(rows, row, sources)
+    v = load(at_row(velocity, source, velocity_row, ALIGN) + index, inside)
+    u = load(at_row(uncond, source, uncond_row, ALIGN) + index, inside)
     guided = combine(v, u, tl.load(scale + row * scale_row))
     tiles = (numel + 2047) // 2048
     put_tiles(squares, tile_sums(v * v, TILES, LOG), part * TILES, row, tiles, batch, TILES)

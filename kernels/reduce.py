@@ -96,10 +96,20 @@ def mean_of(total, n):
     return tl.where(n == 0.0, 0.0, tl.div_rn(total, tl.where(n == 0.0, 1.0, n)))
 
 
+@triton.jit
+def flag(bad, rows, row, sources):
+    """The flags of rows: 1 where `bad` elements are not finite, 2 where rows[row] names no source."""
+    result = (bad > 0).to(tl.int32)
+    if rows is not None:
+        index = tl.load(rows + row)
+        result += tl.where((index < 0) | (index >= sources), 2, 0)
+    return result
+
+
 @kernel
 def finish_kernel(
-    sums, counts, marks, shifts, drifts, coef, log_prob, flags, shift, drift,
-    coef_row, log_prob_row, flags_row, batch, tiles, numel, form,
+    sums, counts, marks, shifts, drifts, coef, rows, log_prob, flags, shift, drift,
+    coef_row, log_prob_row, flags_row, sources, batch, tiles, numel, form,
     REDUCE: tl.constexpr, LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """Second pass of a step over long rows: numbers of LANES rows per program from their tiles' scratch."""
@@ -114,7 +124,7 @@ def finish_kernel(
         tl.store(log_prob + wide * log_prob_row, score(c0, w, total, n, form, REDUCE), mask=present)
     if flags is not None:
         bad = add_tiles(marks, row, present, tiles, batch, UNROLL)
-        tl.store(flags + wide * flags_row, (bad > 0).to(tl.int32), mask=present)
+        tl.store(flags + wide * flags_row, flag(bad, rows, tl.where(present, wide, 0), sources), mask=present)
     if shift is not None:
         total = add_tiles(shifts, row, present, tiles, batch, UNROLL)
         tl.store(shift + wide, mean_of(total, n), mask=present)

@@ -13,10 +13,10 @@ row, on grid axis 0. Absent tensors are None, which Triton specializes on.
 import triton
 import triton.language as tl
 
-from .convert import at_row, kernel, load, rounded, store
+from .convert import at_row, kernel, load, rounded, source_row, store
 from .guidance import combine, factor_at, load_guided
 from .philox import normal
-from .reduce import count, in_order, mean_of, put_tiles, score, tile_counts, tile_sums
+from .reduce import count, flag, in_order, mean_of, put_tiles, score, tile_counts, tile_sums
 
 
 @triton.jit
@@ -45,13 +45,13 @@ def put_mean(
 
 @kernel
 def step_kernel(
-    sample, velocity, uncond, scale, factors, coef, noise, seeds, step, given, mask,
+    sample, velocity, uncond, rows, scale, factors, coef, noise, seeds, step, given, mask,
     ref_velocity, ref_uncond, ref_factors, old_mean,
     next_sample, log_prob, clean, ode_next, mean_out, flags, shift, drift, sums, counts, marks,
     sample_row, velocity_row, uncond_row, noise_row, given_row, mask_row, ref_velocity_row, ref_uncond_row, old_mean_row,
     next_row, clean_row, ode_row, mean_row,
     log_prob_row, flags_row, coef_row, scale_row, seed_row, step_row,
-    stream, offset, groups, inner, units, batch, programs, form,
+    sources, stream, offset, groups, inner, units, batch, programs, form,
     RESCALE: tl.constexpr, CHANNELS: tl.constexpr, LAST: tl.constexpr, REDUCE: tl.constexpr,
     SCORE_ROUNDED: tl.constexpr, NEXT: tl.constexpr, WHOLE: tl.constexpr, TILES: tl.constexpr, LOG: tl.constexpr,
     ALIGN: tl.constexpr,
@@ -70,10 +70,11 @@ def step_kernel(
     tiles = (numel + 2047) // 2048
     coef += row * coef_row
 
-    x = load(at_row(sample, row, sample_row, ALIGN) + index, inside)
-    v = load(at_row(velocity, row, velocity_row, ALIGN) + index, inside)
+    source = source_row(rows, row, sources)
+    x = load(at_row(sample, source, sample_row, ALIGN) + index, inside)
+    v = load(at_row(velocity, source, velocity_row, ALIGN) + index, inside)
     if uncond is not None:
-        u = load(at_row(uncond, row, uncond_row, ALIGN) + index, inside)
+        u = load(at_row(uncond, source, uncond_row, ALIGN) + index, inside)
         v = combine(v, u, tl.load(scale + row * scale_row))
         if RESCALE != "none":
             v = v * factor_at(factors + row * groups, index, inside, inner * ALIGN, RESCALE, CHANNELS, LAST)
@@ -135,7 +136,7 @@ def step_kernel(
     if flags is not None:
         bad = inside & (not_finite(mean) | not_finite(value))
         if WHOLE:
-            tl.store(flags + row * flags_row, (count(bad) > 0).to(tl.int32))
+            tl.store(flags + row * flags_row, flag(count(bad), rows, row, sources))
         else:
             put_tiles(marks, tile_counts(bad, TILES, LOG), part * TILES, row, tiles, batch, TILES)
 

@@ -113,10 +113,6 @@ class Backward {
     for (int k = 0; k * LANES < n; ++k) slope[k] = Float{} + one;
   }
 
-  static float float_at(const Rows& t, int64_t row) {
-    return reinterpret_cast<const float*>(t.data)[row * t.stride];
-  }
-
   const Call& call_;
   const Factors& factors_;
   const Call& reference_;

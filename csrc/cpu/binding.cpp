@@ -9,29 +9,10 @@ namespace {
 
 const Kernels* active = nullptr;
 
-constexpr Py_ssize_t TENSORS = 28, NUMBERS = 13;
-
 Call parse(const py::tuple& tensors, const py::tuple& numbers) {
   Call call;
-  Reader t(tensors, TENSORS, "tensors"), n(numbers, NUMBERS, "numbers");
-  for (Rows* slot : {&call.sample, &call.velocity, &call.uncond, &call.coef, &call.scale, &call.noise, &call.seeds,
-                     &call.step, &call.given, &call.mask, &call.ref_velocity, &call.ref_uncond, &call.old_mean,
-                     &call.next_sample, &call.log_prob, &call.clean, &call.ode_next, &call.mean, &call.flags,
-                     &call.shift, &call.drift, &call.grad, &call.grad_shift, &call.grad_drift, &call.grad_velocity,
-                     &call.grad_uncond, &call.means, &call.grad_means})
-    *slot = read_tensor<Rows>(t.object());
-  call.batch = n.integer();
-  call.numel = n.integer();
-  call.rescale = n.small();
-  call.outer = n.integer();
-  call.channels = n.integer();
-  call.inner = n.integer();
-  call.stream = static_cast<uint32_t>(n.integer());
-  call.offset = n.integer();
-  call.score = n.small();
-  call.reduce = n.small();
-  call.score_rounded = n.small();
-  call.next_dtype = n.small();
+  Reader n(numbers, NUMBERS + 1, "numbers");
+  read_arguments(call, tensors, n);
   call.threads = n.small();
   return call;
 }
@@ -61,9 +42,8 @@ void policy_rows(const py::tuple& addresses, int64_t batch, int64_t coef_stride,
   policy(call);
 }
 
-void matching(const py::tuple& tensors, const py::tuple& numbers, float beta) {
-  Call call = parse(tensors, numbers);
-  call.beta = beta;
+void matching(const py::tuple& tensors, const py::tuple& numbers) {
+  const Call call = parse(tensors, numbers);
   const py::gil_scoped_release release;
   active->matching(call);
 }

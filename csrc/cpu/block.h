@@ -27,16 +27,12 @@ struct RowScalars {
   }
 };
 
-FASTFLOW_FN int64_t int64_at(const Rows& t, int64_t row) {
-  return reinterpret_cast<const int64_t*>(t.data)[row * t.stride];
-}
-
-FASTFLOW_FN char* address(const Rows& t, int64_t row, int64_t first) {
+FASTFLOW_FN char* address(const Tensor& t, int64_t row, int64_t first) {
   return t.data + (row * t.stride + first) * (t.dtype == FLOAT32 ? 4 : 2);
 }
 
 // Asks for a block of a row that will be read soon; the address need not be inside the tensor.
-FASTFLOW_FN void prefetch(const Rows& t, int64_t row, int64_t first) {
+FASTFLOW_FN void prefetch(const Tensor& t, int64_t row, int64_t first) {
   if (!t) return;
   const char* from = address(t, row, first);
   const int bytes = BLOCK * (t.dtype == FLOAT32 ? 4 : 2);
@@ -44,11 +40,11 @@ FASTFLOW_FN void prefetch(const Rows& t, int64_t row, int64_t first) {
 }
 
 // Whether n elements at `to` can be written past the cache.
-FASTFLOW_FN bool streams(const Rows& t, const char* to, int n) {
+FASTFLOW_FN bool streams(const Tensor& t, const char* to, int n) {
   return t.dtype == FLOAT32 && reinterpret_cast<uintptr_t>(to) % sizeof(Float) == 0 && n % LANES == 0;
 }
 
-FASTFLOW_FN void read(Float* out, const Rows& t, int64_t row, int64_t first, int n) {
+FASTFLOW_FN void read(Float* out, const Tensor& t, int64_t row, int64_t first, int n) {
   const char* from = address(t, row, first);
   visit(t.dtype, [&](auto type) {
     each_vector(n, [&](int i, auto whole) { out[i / LANES] = load<decltype(type)>(from, i, n, whole); });
@@ -59,11 +55,13 @@ FASTFLOW_FN void read(Float* out, const Rows& t, int64_t row, int64_t first, int
 FASTFLOW_FN Call reference_of(const Call& call) {
   Call reference = call;
   reference.velocity = call.ref_velocity;
-  reference.uncond = call.ref_velocity ? call.ref_uncond : Rows();
+  reference.uncond = call.ref_velocity ? call.ref_uncond : Tensor();
+  reference.rows = Tensor();
   return reference;
 }
 
 FASTFLOW_FN void read_combined(Float* out, const Call& call, float scale, int64_t row, int64_t first, int n) {
+  row = source_row(call, row);
   if (!call.uncond) return read(out, call.velocity, row, first, n);
   const char *v = address(call.velocity, row, first), *u = address(call.uncond, row, first);
   visit(call.velocity.dtype, [&](auto type) {
@@ -75,7 +73,7 @@ FASTFLOW_FN void read_combined(Float* out, const Call& call, float scale, int64_
 }
 
 // `past`: past the cache, where the address allows it.
-FASTFLOW_FN void write(const Rows& t, int64_t row, int64_t first, int n, const Float* values, bool past = false) {
+FASTFLOW_FN void write(const Tensor& t, int64_t row, int64_t first, int n, const Float* values, bool past = false) {
   char* to = address(t, row, first);
   if (past && streams(t, to, n)) {
     for (int k = 0; k * LANES < n; ++k) Vector::stream(to + k * sizeof(Float), values[k]);
@@ -86,7 +84,7 @@ FASTFLOW_FN void write(const Rows& t, int64_t row, int64_t first, int n, const F
   });
 }
 
-FASTFLOW_FN void write_affine(const Rows& t, int64_t row, int64_t first, int n, float on_x, const Float* x, float on_v,
+FASTFLOW_FN void write_affine(const Tensor& t, int64_t row, int64_t first, int n, float on_x, const Float* x, float on_v,
                               const Float* v, bool past) {
   char* to = address(t, row, first);
   if (past && streams(t, to, n)) {
@@ -132,7 +130,7 @@ FASTFLOW_FN void squares(Float* square, int dtype, const Float* next, const Floa
 }
 
 // values[i] = 0 where the mask is false.
-FASTFLOW_FN void apply_mask(Float* values, const Rows& mask, int64_t row, int64_t first, int n) {
+FASTFLOW_FN void apply_mask(Float* values, const Tensor& mask, int64_t row, int64_t first, int n) {
   const char* keep = mask.data + row * mask.stride + first;
   each_vector(n, [&](int i, auto whole) {
     typedef uint8_t Bytes __attribute__((vector_size(LANES)));
@@ -142,7 +140,7 @@ FASTFLOW_FN void apply_mask(Float* values, const Rows& mask, int64_t row, int64_
   });
 }
 
-FASTFLOW_FN int count_mask(const Rows& mask, int64_t row, int64_t first, int n) {
+FASTFLOW_FN int count_mask(const Tensor& mask, int64_t row, int64_t first, int n) {
   const char* keep = mask.data + row * mask.stride + first;
   int count = 0;
   for (int i = 0; i < n; ++i) count += keep[i] != 0;

@@ -174,7 +174,7 @@ class Factors {
       : groups_(call), scratch_(groups_.active ? call.batch * groups_.per_row * sizeof(float) : 0) {
     if (!groups_.active) return;
     const auto values = [&](int64_t row, int64_t first, int n, Terms<2>& out) {
-      read(out.of[0], call.velocity, row, first, n);
+      read(out.of[0], call.velocity, source_row(call, row), first, n);
       read_combined(out.of[1], call, RowScalars(call, row).scale, row, first, n);
       for (int i = 0; i * LANES < n; ++i) {
         out.of[0][i] = out.of[0][i] * out.of[0][i];

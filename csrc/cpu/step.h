@@ -33,9 +33,9 @@ class Step {
         tiles_((call.numel + TILE - 1) / TILE) {
     wants_next_ = call.next_sample || call.log_prob || call.flags;
     wants_mean_ = wants_next_ || call.mean || call.drift;
-    const Rows* outputs[] = {&call.next_sample, &call.clean, &call.ode_next, &call.mean};
+    const Tensor* outputs[] = {&call.next_sample, &call.clean, &call.ode_next, &call.mean};
     int64_t written = 0;
-    for (const Rows* t : outputs)
+    for (const Tensor* t : outputs)
       if (*t && t->dtype == FLOAT32) written += call.batch * call.numel * 4;
     past_ = written >= STREAM_BYTES;
     // what the next sample is rounded to before it is scored: a replayed one is scored as stored
@@ -81,13 +81,13 @@ class Step {
     if (call_.log_prob && call_.reduce != NONE)
       reinterpret_cast<float*>(call_.log_prob.data)[row * call_.log_prob.stride] =
           score_row(call_.reduce, s.c0, s.w, sum, static_cast<float>(count));
-    if (call_.flags) reinterpret_cast<int32_t*>(call_.flags.data)[row * call_.flags.stride] = bad;
+    if (call_.flags) reinterpret_cast<int32_t*>(call_.flags.data)[row * call_.flags.stride] = flags_of(call_, row, bad);
     write_mean(call_.shift, row, shift, count);
     write_mean(call_.drift, row, drift, count);
   }
 
  private:
-  static void write_mean(const Rows& slot, int64_t row, float sum, int64_t count) {
+  static void write_mean(const Tensor& slot, int64_t row, float sum, int64_t count) {
     if (slot)
       reinterpret_cast<float*>(slot.data)[row * slot.stride] = count ? sum / static_cast<float>(count) : 0.0f;
   }
@@ -110,10 +110,11 @@ class Step {
              Partial& partial) const {
     Float x[VECTORS], v[VECTORS], mean[VECTORS], next[VECTORS];
     const int vectors = (n + LANES - 1) / LANES;
-    const Rows* inputs[] = {&call_.sample, &call_.velocity,     &call_.uncond,     &call_.noise,
-                            &call_.given,  &call_.ref_velocity, &call_.ref_uncond, &call_.old_mean};
-    for (const Rows* t : inputs) prefetch(*t, row, first + AHEAD);
-    read(x, call_.sample, row, first, n);
+    const int64_t source = source_row(call_, row);
+    for (const Tensor* t : {&call_.sample, &call_.velocity, &call_.uncond}) prefetch(*t, source, first + AHEAD);
+    for (const Tensor* t : {&call_.noise, &call_.given, &call_.ref_velocity, &call_.ref_uncond, &call_.old_mean})
+      prefetch(*t, row, first + AHEAD);
+    read(x, call_.sample, source, first, n);
     read_combined(v, call_, s.scale, row, first, n);
     factors_.apply(v, row, first, n);
     if (wants_mean_)

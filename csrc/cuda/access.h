@@ -21,13 +21,6 @@ FASTFLOW_FN char* row_of(const Tensor& t, int64_t row, int dtype, int64_t first 
   return t.data + (row * t.stride + first) * bytes_of(dtype);
 }
 
-FASTFLOW_FN float float_at(const Tensor& t, int64_t row) {
-  return reinterpret_cast<const float*>(t.data)[row * t.stride];
-}
-FASTFLOW_FN int64_t int64_at(const Tensor& t, int64_t row) {
-  return reinterpret_cast<const int64_t*>(t.data)[row * t.stride];
-}
-
 // A quad as it lies in memory: float32 fills four words, the others two.
 struct Quad {
   uint32_t word[4];

@@ -6,8 +6,6 @@
 namespace fastflow {
 namespace {
 
-constexpr Py_ssize_t TENSORS = 27, NUMBERS = 15;
-
 struct Request {
   Call call;
   float* scratch;
@@ -17,26 +15,8 @@ struct Request {
 // numbers end with the address of the scratch, the device and the stream.
 Request parse(const py::tuple& tensors, const py::tuple& numbers) {
   Request request;
-  Call& call = request.call;
-  Reader t(tensors, TENSORS, "tensors"), n(numbers, NUMBERS, "numbers");
-  for (Tensor* slot : {&call.sample, &call.velocity, &call.uncond, &call.coef, &call.scale, &call.noise, &call.seeds,
-                       &call.step, &call.given, &call.mask, &call.ref_velocity, &call.ref_uncond, &call.old_mean,
-                       &call.next_sample, &call.log_prob, &call.clean, &call.ode_next, &call.mean, &call.flags,
-                       &call.shift, &call.drift, &call.grad, &call.grad_shift, &call.grad_drift, &call.grad_velocity,
-                       &call.grad_uncond, &call.rows})
-    *slot = read_tensor<Tensor>(t.object());
-  call.batch = n.integer();
-  call.numel = n.integer();
-  call.rescale = n.small();
-  call.outer = n.integer();
-  call.channels = n.integer();
-  call.inner = n.integer();
-  call.stream = static_cast<uint32_t>(n.integer());
-  call.offset = n.integer();
-  call.score = n.small();
-  call.reduce = n.small();
-  call.score_rounded = n.small();
-  call.next_dtype = n.small();
+  Reader n(numbers, NUMBERS + 3, "numbers");
+  read_arguments(request.call, tensors, n);
   request.scratch = reinterpret_cast<float*>(n.address());
   request.stream.device = n.small();
   request.stream.handle = n.address();

@@ -122,7 +122,7 @@ FASTFLOW_FN void finish_row(const Call& call, int64_t row, float sum, int64_t co
     reinterpret_cast<float*>(call.log_prob.data)[row * call.log_prob.stride] =
         score_row(call.reduce, s.c0(call), s.w, sum, n);
   }
-  if (call.flags) reinterpret_cast<int32_t*>(call.flags.data)[row * call.flags.stride] = bad;
+  if (call.flags) reinterpret_cast<int32_t*>(call.flags.data)[row * call.flags.stride] = flags_of(call, row, bad);
 }
 
 // The group of an element whose velocity is rescaled.

@@ -1,33 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// One call as plain data, passed by value to every kernel of it. Mirrors fastflow/backends/base.py.
+// One call as plain data, passed by value to every kernel of it.
 #pragma once
 
-#include "../transition.h"
+#include "../arguments.h"
 
 #if defined(__CUDACC__)
-#define FASTFLOW_METHOD __host__ __device__ __forceinline__
 #define FASTFLOW_UNROLL _Pragma("unroll")
 #else
-#define FASTFLOW_METHOD inline
 #define FASTFLOW_UNROLL
 #endif
 
 namespace fastflow {
 
-enum Dtype { FLOAT32, BFLOAT16, FLOAT16, ANY };  // ANY: known at run time only
+constexpr int ANY = FLOAT16 + 1;  // a dtype that is known at run time only
 
 constexpr int TILE = 2048;      // elements of a partial sum: part of the numerical contract
 constexpr int THREADS = 256;    // of a block
 constexpr int ELEMENTS = 8;     // of a tile, per thread: a quad in each half
 constexpr int WHOLE_TILES = 4;  // a row of up to this many tiles is finished by the block that steps it
-
-// Rows of a tensor: row r starts at data + r * stride elements and is contiguous. data == nullptr: absent.
-struct Tensor {
-  char* data = nullptr;
-  int64_t stride = 0;  // elements; 0 gives every row the same values
-  int dtype = FLOAT32;
-  FASTFLOW_METHOD explicit operator bool() const { return data != nullptr; }
-};
 
 // n / divisor as a multiplication (Granlund and Montgomery, "Division by invariant integers using multiplication",
 // PLDI 1994): with 2^log >= divisor, the factor ceil(2^(bits + log) / divisor) is exact for all n < 2^bits.
@@ -70,23 +60,7 @@ struct Geometry {
   int64_t blocks = 0;
 };
 
-struct Call {
-  int64_t batch, numel;
-  Tensor sample, velocity, uncond;                             // [B, N]; uncond has velocity's dtype
-  Tensor rows;                                                 // int64 [B]: the row of sample to read; absent: its own
-  Tensor coef, scale;                                          // float32 [1 or B, 16], [1 or B]
-  Tensor noise, seeds, step, given, mask;                      // [B, N], int64 [B], int64 [1 or B], [B, N], bool [B, N]
-  Tensor ref_velocity, ref_uncond, old_mean;                   // [B, N]; ref_uncond has ref_velocity's dtype
-  Tensor next_sample, log_prob, clean, ode_next, mean, flags;  // outputs; flags int32 [B]
-  Tensor shift, drift;  // float32 [B]: means of (velocity - ref_velocity)^2, guided, and of (mean - old_mean)^2
-  Tensor grad, grad_shift, grad_drift;  // backward: float32 [B] (the first one [B, N] under reduce NONE)
-  Tensor grad_velocity, grad_uncond;    // [B, N] out
-  int rescale;
-  int64_t outer, channels, inner;  // a row as [outer, channels, inner]; a token's norm runs over channels
-  uint32_t stream;
-  int64_t offset;  // of a row's first element in the noise; a multiple of 4
-  int score, reduce, score_rounded, next_dtype;
-
+struct Call : Arguments {
   // What the host derives: plan.h.
   Geometry geometry;
   bool reduces, marked;  // a row's score is summed; tiles leave marks

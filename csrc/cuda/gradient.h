@@ -21,7 +21,7 @@ FASTFLOW_FN void read_combined(const Tensor& velocity, const Tensor& uncond, flo
 
 FASTFLOW_FN void read_guided(const Call& call, const RowScalars& s, int64_t row, int64_t element, bool whole, int left,
                              float* v, float* guided) {
-  read_combined(call.velocity, call.uncond, s.scale, row, element, whole, left, v, guided);
+  read_combined(call.velocity, call.uncond, s.scale, source_row(call, row), element, whole, left, v, guided);
 }
 
 FASTFLOW_FN void rescale_quad(const Call& call, const float* factors, int64_t row, int64_t element, int left, float* v,
@@ -48,7 +48,7 @@ FASTFLOW_FN void read_values(const Tensor& t, int64_t row, int64_t element, bool
 // Reads a quad of sample and makes the mean of it.
 FASTFLOW_FN void read_mean(const Call& call, const RowScalars& s, int64_t row, int64_t element, bool whole, int left,
                            const float* v, float* mean) {
-  read_values(call.sample, call.rows ? int64_at(call.rows, row) : row, element, whole, left, mean);
+  read_values(call.sample, source_row(call, row), element, whole, left, mean);
   FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) mean[i] = affine(s.a, mean[i], s.b, v[i]);
 }
 

@@ -136,6 +136,7 @@ int find_factors(Call& call, Launcher& launcher) {
   reference.velocity = call.ref_velocity;
   reference.uncond = call.ref_uncond;
   reference.factors = call.ref_factors;
+  reference.rows = Tensor();
   return sum_groups<2>(reference, launcher);
 }
 

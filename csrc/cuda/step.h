@@ -26,7 +26,7 @@ struct Step {
 
   // The part of a row that a block has.
   struct Span {
-    int64_t row, source, first;  // source: the row of sample
+    int64_t row, first;
     int left;                    // elements from `first` on
     const char *x, *v, *u;
   };
@@ -107,15 +107,15 @@ struct Step {
     const RowScalars s(call, at.row);
     Span span;
     span.row = at.row;
-    span.source = call.rows ? int64_at(call.rows, at.row) : at.row;
     span.first = at.tile * TILE;
     const int64_t left = call.numel - span.first;
     span.left = static_cast<int>(left < at.tiles * TILE ? left : at.tiles * TILE);
     const int sample = SAMPLE == ANY ? call.sample.dtype : SAMPLE;
     const int velocity = VELOCITY == ANY ? call.velocity.dtype : VELOCITY;
-    span.x = row_of(call.sample, span.source, sample, span.first);
-    span.v = row_of(call.velocity, at.row, velocity, span.first);
-    span.u = GUIDED ? row_of(call.uncond, at.row, velocity, span.first) : nullptr;
+    const int64_t source = source_row(call, at.row);
+    span.x = row_of(call.sample, source, sample, span.first);
+    span.v = row_of(call.velocity, source, velocity, span.first);
+    span.u = GUIDED ? row_of(call.uncond, source, velocity, span.first) : nullptr;
     PhiloxKey key{};
     uint32_t step = 0;
     // Where std is 0 the noise is -0: mean + 0 * -0 is the mean, whatever its sign.

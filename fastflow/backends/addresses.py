@@ -1,6 +1,8 @@
-"""A call as the compiled modules take it: addresses, row strides and numbers, in the order of their binding files."""
+"""A call as the compiled modules take it: addresses, row strides and numbers, in the order of csrc/reader.h."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ OTHER = 0  # int64, int32 and bool tensors, whose dtype the kernels know from th
 FLOAT_TENSORS = (
     "sample", "velocity", "noise", "given", "ref_velocity", "old_mean", "next_sample", "clean", "ode_next", "mean",
 )  # fmt: skip
+OUTPUTS = ("next_sample", "log_prob", "clean", "ode_next", "mean", "flags", "shift", "drift")
 Spec = tuple[int, int, int] | None  # address, row stride in elements, dtype
 
 
@@ -39,7 +42,15 @@ def broadcast(t: Tensor | None) -> Spec:
     return None if t is None else (t.data_ptr(), 0 if t.shape[0] == 1 else t.stride(0), OTHER)
 
 
-def inputs(call: StepCall) -> tuple[Spec, ...]:
+def tensors(
+    call: StepCall,
+    *,
+    outputs: bool = False,
+    grads: Sequence[Tensor | None] = (None,) * 5,
+    means: Sequence[Tensor | None] = (None, None),
+) -> tuple[Spec, ...]:
+    """grads: grad, grad_shift, grad_drift, grad_velocity, grad_uncond; means: means, grad_means of a matching loss."""
+    slots = [getattr(call, name) if outputs else None for name in OUTPUTS]
     return (
         rows(call.sample),
         rows(call.velocity),
@@ -54,13 +65,18 @@ def inputs(call: StepCall) -> tuple[Spec, ...]:
         rows(call.ref_velocity),
         None if call.scale is None else rows(call.ref_uncond),
         rows(call.old_mean),
+        rows(call.rows),
+        *map(rows, slots),
+        *map(rows, grads),
+        *map(rows, means),
     )
 
 
-def numbers(call: StepCall) -> tuple[int, ...]:
+def numbers(call: StepCall, beta: float = 0.0) -> tuple[float, ...]:
     return (
         call.batch,
         call.numel,
+        call.sample.shape[0],
         RESCALES.index(call.rescale),
         *call.token,
         call.stream & 0xFFFFFFFF,
@@ -69,4 +85,5 @@ def numbers(call: StepCall) -> tuple[int, ...]:
         call.reduce,
         call.score_rounded,
         DTYPES.get(call.next_dtype, OTHER),
+        beta,
     )

@@ -55,7 +55,7 @@ class StepCall:
     clean: Tensor | None = None
     ode_next: Tensor | None = None
     mean: Tensor | None = None
-    flags: Tensor | None = None  # int32 [B]; bit 0: a mean or next value that is not finite
+    flags: Tensor | None = None  # int32 [B]; bit 0: a mean or next value that is not finite; bit 1: rows[r] was clamped
     ref_velocity: Tensor | None = (
         None  # of a reference network, dtype of velocity; guided by ref_uncond as velocity is by uncond
     )
@@ -65,6 +65,9 @@ class StepCall:
     drift: Tensor | None = None  # float32 [B]: the same of (mean - old_mean)^2
     grad_shift: Tensor | None = None  # float32 [B], of the loss in shift
     grad_drift: Tensor | None = None
+    rows: Tensor | None = (
+        None  # int64 [B]: row r is made of row rows[r] of sample, velocity, uncond (clamped); step only
+    )
 
 
 @dataclass(slots=True)

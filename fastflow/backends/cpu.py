@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from . import policy_rows as plain
-from .addresses import inputs, numbers, refuse_values, rows
+from .addresses import numbers, refuse_values, tensors
 from .base import PolicyCall, StepCall
 
 
@@ -48,29 +48,26 @@ def refuse(call: StepCall) -> str | None:
     return refuse_values(call)
 
 
-def _numbers(call: StepCall) -> tuple[int, ...]:
-    return (*numbers(call), torch.get_num_threads())
+def _numbers(call: StepCall, beta: float = 0.0) -> tuple[float, ...]:
+    return (*numbers(call, beta), torch.get_num_threads())
 
 
 def step(call: StepCall) -> None:
-    outputs = (call.next_sample, call.log_prob, call.clean, call.ode_next, call.mean, call.flags)
-    tensors = (*inputs(call), *[rows(t) for t in (*outputs, call.shift, call.drift)], *(None,) * 7)
-    _module().step(tensors, _numbers(call))
+    _module().step(tensors(call, outputs=True), _numbers(call))
 
 
 def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_uncond: Tensor | None) -> None:
     grads = (grad, call.grad_shift, call.grad_drift, grad_velocity, grad_uncond)
-    tensors = (*inputs(call), *(None,) * 8, *map(rows, grads), None, None)
-    _module().log_prob_backward(tensors, _numbers(call))
+    _module().log_prob_backward(tensors(call, grads=grads), _numbers(call))
 
 
 def matching(call: StepCall, beta: float, means: Tensor) -> None:
-    _module().matching((*inputs(call), *(None,) * 13, rows(means), None), _numbers(call), beta)
+    _module().matching(tensors(call, means=(means, None)), _numbers(call, beta))
 
 
 def matching_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor) -> None:
-    tensors = (*inputs(call), *(None,) * 11, rows(grad_velocity), None, None, rows(grad))
-    _module().matching_backward(tensors, _numbers(call))
+    made = (None, None, None, grad_velocity, None)
+    _module().matching_backward(tensors(call, grads=made, means=(None, grad)), _numbers(call))
 
 
 def policy_rows(call: PolicyCall) -> None:

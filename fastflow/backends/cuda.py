@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import _env
 from ..errors import BackendError
 from . import addresses
-from .addresses import Spec, inputs, numbers, rows
+from .addresses import numbers, tensors
 from .base import TILE, StepCall
 
 MIN_CAPABILITY = (8, 0)
@@ -112,28 +112,14 @@ def _scratch(call: StepCall, backward: bool) -> Tensor | None:
     return torch.empty(words, dtype=torch.float32, device=call.sample.device)
 
 
-def _numbers(call: StepCall, scratch: Tensor | None) -> tuple[int, ...]:
+def _numbers(call: StepCall, scratch: Tensor | None) -> tuple[float, ...]:
     return (*numbers(call), 0 if scratch is None else scratch.data_ptr(), *_stream(call.sample.device))
-
-
-def _step_tensors(call: StepCall) -> tuple[Spec, ...]:
-    outputs = (
-        call.next_sample,
-        call.log_prob,
-        call.clean,
-        call.ode_next,
-        call.mean,
-        call.flags,
-        call.shift,
-        call.drift,
-    )
-    return (*inputs(call), *map(rows, outputs), *(None,) * 6)
 
 
 def step(call: StepCall) -> None:
     """Writes every slot of the call that is not None, on the current stream."""
     scratch = _scratch(call, False)
-    _module().step(_step_tensors(call), _numbers(call, scratch))
+    _module().step(tensors(call, outputs=True), _numbers(call, scratch))
 
 
 def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_uncond: Tensor | None) -> None:
@@ -141,5 +127,4 @@ def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_
     drift, where the call has gradients in them."""
     scratch = _scratch(call, True)
     grads = (grad, call.grad_shift, call.grad_drift, grad_velocity, grad_uncond)
-    tensors = (*inputs(call), *(None,) * 8, *map(rows, grads), None)
-    _module().log_prob_backward(tensors, _numbers(call, scratch))
+    _module().log_prob_backward(tensors(call, grads=grads), _numbers(call, scratch))

@@ -92,13 +92,18 @@ class _Rows:
     def __init__(self, call: StepCall) -> None:
         self.call = call
         self.dtype = torch.float64 if call.sample.dtype == torch.float64 else torch.float32
-        self.x, self.v = self.load(call.sample), self.load(call.velocity)
-        self.u = None if call.uncond is None else self.load(call.uncond)
+        self.x, self.v = self.source(call.sample), self.source(call.velocity)
+        self.u = None if call.uncond is None else self.source(call.uncond)
         self.scale = None if call.scale is None else call.scale.to(self.dtype)
         self.guided, self.factor = combine(self.v, self.u, self.scale, call)
 
     def load(self, t: Tensor) -> Tensor:
         return t.reshape(self.call.batch, self.call.numel).to(self.dtype)
+
+    def source(self, t: Tensor) -> Tensor:
+        """As `load`, for what `rows` may gather."""
+        rows = self.call.rows
+        return self.load(t if rows is None else t.index_select(0, rows.clamp(0, t.shape[0] - 1)))
 
     def coef(self, column: int) -> Tensor:
         return self.call.coef[:, column, None]
@@ -190,7 +195,10 @@ def step(call: StepCall) -> None:
         _store(call.log_prob, _log_prob(rows, rows.residual(stored if call.score_rounded else value)))
     if call.flags is not None:
         finite = torch.isfinite(mean).all(1) & torch.isfinite(value).all(1)
-        call.flags.copy_((~finite).to(torch.int32))
+        flags = (~finite).to(torch.int32)
+        if call.rows is not None:
+            flags += 2 * ((call.rows < 0) | (call.rows >= call.sample.shape[0])).to(torch.int32)
+        call.flags.copy_(flags)
     if call.shift is not None:
         _store(call.shift, rows.row_mean(rows.guided - rows.reference()))
     if call.drift is not None:

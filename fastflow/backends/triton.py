@@ -152,13 +152,15 @@ class _Launch:
     def scratch(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.call.sample.device)
 
-    def factors(self, velocity: Tensor, uncond: Tensor | None, totals: Tensor | None = None) -> Tensor:
+    def factors(
+        self, velocity: Tensor, uncond: Tensor | None, totals: Tensor | None = None, index: Tensor | None = None
+    ) -> Tensor:
         """The rescale factors of a pair of velocities, float32 [batch, tokens] or [batch, 1]."""
         from ..kernels import guidance
 
         call, batch = self.call, self.call.batch
-        pair = (velocity, uncond, call.scale)
-        rows = (self.row(velocity), self.row(uncond), _row(call.scale))
+        pair = (velocity, uncond, call.scale, index)
+        rows = (self.row(velocity), self.row(uncond), _row(call.scale), velocity.shape[0])
         if call.rescale == "token":
             factors = self.scratch(batch, self.tokens)
             guidance.token_factor_kernel[(batch * self.token_programs,)](
@@ -242,7 +244,7 @@ def launch_step(call: StepCall, config: Config) -> None:
     launch = _Launch(call, config, elements)
     batch, tiles, whole, row = call.batch, launch.tiles, launch.programs == 1, launch.row
     uncond, scale = (call.uncond, call.scale) if launch.guided else (None, None)
-    factors = launch.factors(call.velocity, uncond) if launch.rescale != "none" else None
+    factors = launch.factors(call.velocity, uncond, index=call.rows) if launch.rescale != "none" else None
     shift, drift = call.shift, call.drift
     others, other_rows = launch.others(shift, drift)
     scored = call.log_prob is not None and call.reduce != 2
@@ -256,21 +258,21 @@ def launch_step(call: StepCall, config: Config) -> None:
     noise, seeds, given = call.noise, call.seeds, call.given
     kept = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}.get(call.next_dtype, tl.float32)
     transition.step_kernel[(batch * launch.programs,)](
-        call.sample, call.velocity, uncond, scale, factors, call.coef, noise, seeds, call.step, given, mask,
+        call.sample, call.velocity, uncond, call.rows, scale, factors, call.coef, noise, seeds, call.step, given, mask,
         *others, call.next_sample, call.log_prob, call.clean, call.ode_next, call.mean, call.flags, shifts, drifts,
         sums, counts, marks,
         row(call.sample), row(call.velocity), row(uncond), row(noise), row(given), row(mask), *other_rows,
         row(call.next_sample), row(call.clean), row(call.ode_next), row(call.mean),
         row(call.log_prob) if call.reduce == 2 else _row(call.log_prob), _row(call.flags), _row(call.coef), _row(scale),
-        _row(seeds), _row(call.step), call.stream, call.offset, 0 if factors is None else factors.shape[1], launch.inner,
-        launch.units, batch, launch.programs, call.score,
+        _row(seeds), _row(call.step), call.sample.shape[0], call.stream, call.offset,
+        0 if factors is None else factors.shape[1], launch.inner, launch.units, batch, launch.programs, call.score,
         RESCALE=launch.rescale, **launch.token, REDUCE=call.reduce, SCORE_ROUNDED=call.score_rounded,
         NEXT=kept, WHOLE=whole, **launch.block,
     )  # fmt: skip
     if summed or marks is not None:
         reduce.finish_kernel[(launch.row_programs,)](
-            sums, counts, marks, shifts, drifts, call.coef, call.log_prob if scored else None, call.flags, shift, drift,
-            _row(call.coef), _row(call.log_prob), _row(call.flags), batch, tiles, call.numel, call.score,
+            sums, counts, marks, shifts, drifts, call.coef, call.rows, call.log_prob if scored else None, call.flags, shift,
+            drift, _row(call.coef), _row(call.log_prob), _row(call.flags), call.sample.shape[0], batch, tiles, call.numel, call.score,
             REDUCE=call.reduce, **launch.lanes,
         )  # fmt: skip
 

@@ -66,6 +66,29 @@ def like(name: str, value: Any, sample: Tensor, *, kind: str = "float") -> Tenso
     return rows(value)
 
 
+def index(given: Any, sample: Tensor) -> Tensor:
+    """int64 [B] of rows of sample. Where they lie on a CPU each must name one; elsewhere kernels clamp and flag them."""
+    given = tensor("rows", given)
+    if given.dtype not in (torch.int64, torch.int32) or given.dim() != 1:
+        raise ValueError(f"rows: wanted int64 [B], a row of sample each, got {given.dtype} {tuple(given.shape)}")
+    if given.device != sample.device:
+        raise ValueError(f"rows: wanted the device of sample, {sample.device}, got {given.device}")
+    sources = sample.shape[0]
+    if sources == 0 and given.shape[0]:
+        raise ValueError(f"rows: wanted none, as sample has no rows, got {given.shape[0]}")
+    if given.device.type == "cpu" and given.shape[0] and not torch.compiler.is_compiling():
+        low, high = int(given.min()), int(given.max())
+        if low < 0 or high >= sources:
+            raise ValueError(f"rows: wanted 0 to {sources - 1}, got {low if low < 0 else high}")
+    whole: Tensor = given.long().contiguous()
+    return whole
+
+
+def gathered(sample: Tensor, index: Tensor | None) -> Tensor:
+    """A tensor of the shape, dtype and device of sample[index], whose values nobody reads."""
+    return sample if index is None else sample.new_empty(()).expand(index.shape[0], *sample.shape[1:])
+
+
 def coefficients(at: Any, sample: Tensor) -> Tensor:
     """Rows of the table, [1 or B, 16] on sample's device."""
     if not hasattr(at, "rows"):
@@ -89,7 +112,7 @@ def guided(
         raise ValueError("guidance: wanted ff.CFG(scale) beside uncond, got None")
     if not isinstance(guidance, CFG):
         raise TypeError(f"guidance: wanted ff.CFG(scale, ...), got {type(guidance).__name__}")
-    uncond = like("uncond", uncond, sample)
+    uncond = like("uncond", uncond, velocity)
     if uncond.dtype != velocity.dtype:
         raise TypeError(f"uncond: wanted the dtype of velocity, {velocity.dtype}, got {uncond.dtype}")
     scale = guidance.scale_rows(sample.device, torch.float64 if sample.dtype == torch.float64 else torch.float32)

@@ -56,5 +56,6 @@ class Launch:
         velocity, uncond, scale, rescale, token = checks.guided(velocity, uncond, self.guidance, self.sample)
         torch.ops.fastflow.step_out(
             self.sample, velocity, uncond, self.coef, scale, None, self.seeds, self.counter, None, None, token, self.stream,
-            self.offset, self.score, self.reduce, True, self.stored, rescale, "float32", self.backend, *self.slots,
+            self.offset, self.score, self.reduce, True, self.stored, rescale, "float32", self.backend, None,
+            *self.slots,
         )  # fmt: skip

@@ -27,7 +27,7 @@ _INPUTS = (
 _SLOTS = ("next_sample", "log_prob", "clean", "ode_next", "mean", "flags")
 _SLOT_ARGUMENTS = ", ".join(f"Tensor({chr(97 + i)}!)? out_{name}" for i, name in enumerate(_SLOTS))
 
-LIBRARY.define(f"step_out({_INPUTS}, {_SLOT_ARGUMENTS}) -> ()")
+LIBRARY.define(f"step_out({_INPUTS}, Tensor? rows, {_SLOT_ARGUMENTS}) -> ()")
 LIBRARY.define(f"step({_INPUTS}, bool[] want) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)")
 LIBRARY.define(
     "log_prob(Tensor sample, Tensor velocity, Tensor next_sample, Tensor coef, Tensor? uncond, Tensor? scale, Tensor? mask, "
@@ -61,18 +61,22 @@ def make_call(
     rescale: str,
     product_dtype: str,
     *slots: Tensor | None,
+    rows: Tensor | None = None,
 ) -> StepCall:
-    batch = sample.shape[0]
-    numel = sample.numel() // batch if batch else 0
-    return StepCall(
+    sources = sample.shape[0]
+    batch = sources if rows is None else rows.shape[0]
+    numel = sample.numel() // sources if sources else 0
+    call = StepCall(
         batch, numel, sample, velocity, uncond, coef, scale, rescale, tuple(token), noise, seeds, step, stream, offset,
         given, mask, score, reduce, score_rounded, product_dtype, next_dtype, *slots,
     )  # fmt: skip
+    call.rows = rows
+    return call
 
 
 def _step_out(*arguments: Any) -> None:
-    *inputs, backend = arguments[:20]
-    call = make_call(*inputs, *arguments[20:])
+    *inputs, backend, rows = arguments[:21]
+    call = make_call(*inputs, *arguments[21:], rows=rows)
     if call.batch:
         backends.select(backend, call.sample.device, call).step(call)
 
@@ -104,7 +108,7 @@ def _filled(made: list[Tensor | None], sample: Tensor) -> tuple[Tensor, ...]:
 def _step(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, want = arguments[:20], arguments[20]
     made = slots(arguments[0], inputs[16], inputs[14], want)
-    _step_out(*inputs, *made)
+    _step_out(*inputs, None, *made)
     return _filled(made, arguments[0])
 
 

@@ -28,7 +28,7 @@ class StepOutput(NamedTuple):
     clean: Tensor | None = None  # [B, *], dtype of sample: predicted x0
     ode_next: Tensor | None = None  # [B, *], dtype of sample: the deterministic move to sigma_next
     mean: Tensor | None = None  # [B, *], float32
-    flags: Tensor | None = None  # [B] int32, bit 0: a value of the row is not finite
+    flags: Tensor | None = None  # [B] int32, bit 0: a value of the row is not finite, bit 1: `rows` named none
 
 
 def step(
@@ -40,6 +40,7 @@ def step(
     next_sample: Tensor | None = None,
     uncond: Tensor | None = None,
     guidance: CFG | None = None,
+    rows: Tensor | None = None,
     want: Sequence[str] | None = None,
     out: Mapping[str, Tensor] | None = None,
     score: str | None = None,
@@ -61,6 +62,9 @@ def step(
     noise:         ff.Noise (drawn in the kernel) or a tensor [B, *]. Not needed where every std is 0.
     next_sample:   a stored transition [B, *]: replay. Excludes noise.
     uncond, guidance: unconditional velocity [B, *] and ff.CFG: combined in front, uncond + scale (velocity - uncond).
+    rows:          int64 [B]: row r is made of row rows[r] of sample, velocity and uncond, which have any number of rows, while
+                   all else has B: a fork or a resampling without a copy. An index that names no row is a ValueError on a
+                   CPU; on a GPU it is clamped, and bit 1 of flags tells.
     want:          names among next_sample, log_prob, clean, ode_next, mean, flags. Default: next_sample and log_prob; in a
                    replay log_prob; with `out`, its keys.
     out:           tensors to write into, {name: tensor}; no gradient then. next_sample may be `sample` itself.
@@ -77,6 +81,14 @@ def step(
     """
     sample = checks.state(sample)
     velocity = checks.like("velocity", velocity, sample)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (sample, velocity, uncond))
+    functional = out is None and (needs_grad or torch.compiler.is_compiling())
+    if rows is not None:
+        rows = checks.index(rows, sample)
+        if functional or (guidance is not None and guidance.dtype == "velocity"):
+            sample, velocity = sample.index_select(0, rows), velocity.index_select(0, rows)
+            uncond, rows = None if uncond is None else uncond.index_select(0, rows), None
+    source, sample = sample, checks.gathered(sample, rows)
     coef = checks.coefficients(at, sample)
     velocity, uncond, scale, rescale, token = checks.guided(velocity, uncond, guidance, sample)
     score_index, reduce_index = checks.scoring(at, score, reduce)
@@ -104,11 +116,10 @@ def step(
         raise ValueError("noise: wanted ff.Noise(seeds, step) or a tensor [B, *], since std is not 0 here, got None")
     backends.check_name(backend)
     inputs = (
-        sample, velocity, uncond, coef, scale, explicit, seeds, counter, next_sample, mask, token, stream, offset,
+        source, velocity, uncond, coef, scale, explicit, seeds, counter, next_sample, mask, token, stream, offset,
         score_index, reduce_index, score_rounded,
     )  # fmt: skip
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (sample, velocity, uncond))
-    if out is None and (needs_grad or torch.compiler.is_compiling()):
+    if functional:
         asked = [name in names for name in OUTPUTS]
         made = torch.ops.fastflow.step(
             *inputs, sample.dtype, rescale, product_dtype, backend,
@@ -120,8 +131,12 @@ def step(
             "out: wanted no gradient beside out=, got an input that requires one; use torch.no_grad() or drop out="
         )
     slots = slots_of(names, out or {}, sample, reduce_index)  # nothing to differentiate: past autograd
+    if rows is not None and any(slot is not None and slot.data_ptr() == source.data_ptr() for slot in slots):
+        raise ValueError(
+            "out: wanted memory of its own beside rows=, got that of sample, which other rows may still read"
+        )
     stored = slots[0].dtype if slots[0] is not None else sample.dtype
-    torch.ops.fastflow.step_out(*inputs, stored, rescale, product_dtype, backend, *slots)
+    torch.ops.fastflow.step_out(*inputs, stored, rescale, product_dtype, backend, rows, *slots)
     return StepOutput(*slots)
 
 
@@ -162,6 +177,6 @@ def draw(noise: Noise, shape: tuple[int, ...], dtype: torch.dtype, device: torch
     seeds, counter = noise.counters(device)
     torch.ops.fastflow.step_out(
         zero, zero, None, coef, None, None, seeds, counter, None, None, (1, 1, 1), noise.stream, noise.offset, 0, 0, True,
-        dtype, "none", "float32", "auto", result, None, None, None, None, None,
+        dtype, "none", "float32", "auto", None, result, None, None, None, None, None,
     )  # fmt: skip
     return result

@@ -49,6 +49,15 @@ def guided(batch: int, numel: int, dtype: torch.dtype = torch.bfloat16, **fields
     )
 
 
+def forked(batch: int, numel: int, sources: int = 4, **fields: Any) -> StepCall:
+    """Rows made of rows of fewer (or more) sources, two of whose indices name none."""
+    source = guided(sources, numel, gap=16)
+    index = torch.randint(0, sources, (batch,))
+    index[0], index[-1] = -3, sources
+    own = guided(batch, numel, **fields)
+    return replace(own, sample=source.sample, velocity=source.velocity, uncond=source.uncond, rows=index)
+
+
 def explicit(given_call: StepCall, noise: Tensor) -> StepCall:
     return replace(given_call, noise=noise, seeds=None, step=None)
 

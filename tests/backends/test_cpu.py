@@ -11,7 +11,7 @@ import torch
 from fastflow import philox
 from fastflow.backends import cpu, reference
 from fastflow.dynamics.columns import STD
-from tests.backends.calls import FLOATS, assert_same, call, explicit, guided, replay, rows, run, same, table
+from tests.backends.calls import FLOATS, assert_same, call, explicit, forked, guided, replay, rows, run, same, table
 
 LENGTHS = (1, 7, 112, 2047, 2048, 2049, 65536)
 SEEDS = torch.tensor([0, 1, -1, 2**63 - 1, -(2**63), 0x123456789ABCDEF0])
@@ -43,6 +43,21 @@ def test_noise_bits(isa: str, numel: int, step: int, stream: int, offset: int) -
 def test_row_lengths(isa: str, numel: int) -> None:
     base = call(2, numel, coef=table(2))
     assert_same(run(cpu, base), run(reference, base))
+
+
+@pytest.mark.parametrize("rescale", ["none", "token", "clamp"])
+@pytest.mark.parametrize(("batch", "numel"), [(6, 112), (3, 2500), (5, 9000)])
+def test_rows_through_an_index(isa: str, batch: int, numel: int, rescale: str) -> None:
+    base = forked(batch, numel, rescale=rescale, token=(numel // 4, 4, 1))
+    assert_same(run(cpu, base), run(reference, base))
+
+
+def test_an_index_that_names_no_row_is_clamped_and_flagged() -> None:
+    base = forked(5, 300)
+    found, index = run(reference, base), base.rows.clamp(0, 3)  # type: ignore[union-attr]
+    gathered = replace(base, rows=None, **{n: getattr(base, n)[index] for n in ("sample", "velocity", "uncond")})
+    expected = {**run(reference, gathered), "flags": torch.tensor([2, 0, 0, 0, 2], dtype=torch.int32)}
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("sample", FLOATS)

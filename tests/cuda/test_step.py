@@ -9,10 +9,23 @@ import pytest
 import torch
 
 from fastflow import philox
-from fastflow.backends import cpu, cuda, reference
+from fastflow.backends import cpu, reference
 from fastflow.backends.base import StepCall
 from fastflow.dynamics.columns import STD
-from tests.backends.calls import FLOATS, OUTPUTS, assert_same, call, explicit, guided, replay, rows, run, same, table
+from tests.backends.calls import (
+    FLOATS,
+    OUTPUTS,
+    assert_same,
+    call,
+    explicit,
+    forked,
+    guided,
+    replay,
+    rows,
+    run,
+    same,
+    table,
+)
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 LENGTHS = (1, 4, 112, 255, 257, 513, 1025, 2047, 2048, 2049, 8192, 8193, 70_000)
@@ -120,14 +133,11 @@ def test_a_negative_zero_stays_one_where_std_is_zero(device: Any) -> None:
     assert check(device, call(2, 2304, sample=zero, velocity=zero, coef=coef))["next_sample"].signbit().all()
 
 
-def test_rows_of_sample_through_an_index(emulated: Any, emulator: Any) -> None:
-    """A fork reads its parent's row."""
-    parents = torch.tensor([2, 0, 0, 1, 2])
-    base = replace(call(5, 2500), sample=rows(3, 2500), next_sample=torch.empty(5, 2500))
-    tensors = [*cuda._step_tensors(base)[:-1], (parents.data_ptr(), 1, 0)]
-    emulator.step(tuple(tensors), cuda._numbers(base, None))
-    expected = run(reference, replace(base, sample=base.sample[parents]))
-    assert torch.equal(base.next_sample, expected["next_sample"])  # type: ignore[arg-type]
+@pytest.mark.parametrize("rescale", ["none", "token", "clamp"])
+@pytest.mark.parametrize(("batch", "numel"), [(6, 112), (3, 2500), (5, 9000)])
+def test_rows_through_an_index(device: Any, batch: int, numel: int, rescale: str) -> None:
+    base = forked(batch, numel, rescale=rescale, token=(numel // 4, 4, 1))
+    assert_same(run(device, base), run(reference, base))
 
 
 @pytest.mark.parametrize("rescale", [None, "none", "token", "clamp"])

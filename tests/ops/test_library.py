@@ -38,10 +38,11 @@ def test_opcheck_step_with_gradients(backend: str) -> None:
     opcheck(torch.ops.fastflow.step, (*arguments, [True, True, True, True, True, False]))
 
 
-def test_opcheck_step_out(backend: str) -> None:
+@pytest.mark.parametrize("rows", [None, torch.tensor([1, 1])], ids=["own rows", "gathered"])
+def test_opcheck_step_out(backend: str, rows: torch.Tensor | None) -> None:
     x = torch.zeros(2, 4, 6)
     slots = [torch.empty_like(x), torch.empty(2), None, torch.empty_like(x), None, torch.zeros(2, dtype=torch.int32)]
-    opcheck(torch.ops.fastflow.step_out, (*step_arguments(backend), *slots))
+    opcheck(torch.ops.fastflow.step_out, (*step_arguments(backend), rows, *slots))
 
 
 @pytest.mark.parametrize("uncond_grad", [False, True])

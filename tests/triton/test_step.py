@@ -90,6 +90,16 @@ def test_one_table_row_for_all(source: str) -> None:
     check(make_call(3, source=source, rows=1))
 
 
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize(("numel", "form"), [*((600, form) for form in RESCALES), (5000, "none"), (5000, "clamp")])
+def test_rows_through_an_index(numel: int, form: str) -> None:
+    sources = make_call(3, numel, guided=True, seed=1)
+    gathered = {name: getattr(sources, name) for name in ("sample", "velocity", "uncond")}
+    call = dataclasses.replace(make_call(5, numel, guided=True, **RESCALES[form]), **gathered)
+    call.rows = torch.tensor([-1, 2, 0, 2, 3])
+    assert check(call).flags.tolist() == [2, 0, 0, 0, 2]
+
+
 @NOT_FINITE
 def test_std_zero_selects_the_mean() -> None:
     call = make_call(source="noise")
