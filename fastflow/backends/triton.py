@@ -272,8 +272,8 @@ def launch_step(call: StepCall, config: Config) -> None:
     if summed or marks is not None:
         reduce.finish_kernel[(launch.row_programs,)](
             sums, counts, marks, shifts, drifts, call.coef, call.rows, call.log_prob if scored else None, call.flags, shift,
-            drift, _row(call.coef), _row(call.log_prob), _row(call.flags), call.sample.shape[0], batch, tiles, call.numel, call.score,
-            REDUCE=call.reduce, **launch.lanes,
+            drift, _row(call.coef), _row(call.log_prob), _row(call.flags), call.sample.shape[0], batch, tiles, call.numel,
+            call.score, REDUCE=call.reduce, **launch.lanes,
         )  # fmt: skip
 
 
