@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import backends
 from ..backends.base import StepCall
 from . import gradients
+from .autograd import differentiable
 
 LIBRARY: Any = torch.library.Library("fastflow", "DEF")
 
@@ -173,9 +174,5 @@ for _name, _implementation, _fake in (
     LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastflow::{_name}", _fake, lib=LIBRARY)
 
-torch.library.register_autograd(
-    "fastflow::step", gradients.step_backward, setup_context=gradients.step_context, lib=LIBRARY
-)
-torch.library.register_autograd(
-    "fastflow::log_prob", gradients.log_prob_backward, setup_context=gradients.log_prob_context, lib=LIBRARY
-)
+differentiable(LIBRARY, "step", gradients.step_context, gradients.step_backward)
+differentiable(LIBRARY, "log_prob", gradients.log_prob_context, gradients.log_prob_backward)

@@ -19,6 +19,7 @@ from .. import backends
 from ..backends import matching as plain
 from ..backends.base import StepCall
 from ..errors import BackendError
+from .autograd import differentiable
 from .library import LIBRARY
 
 MEANS = ("square", "old_square", "cross", "plus", "minus", "shift")
@@ -99,4 +100,4 @@ for _name, _implementation, _stand_in in (
 ):
     LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastflow::{_name}", _stand_in, lib=LIBRARY)
-torch.library.register_autograd("fastflow::matching", _gradient, setup_context=_context, lib=LIBRARY)
+differentiable(LIBRARY, "matching", _context, _gradient)

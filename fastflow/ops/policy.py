@@ -1,6 +1,7 @@
 """The operator of `ff.policy_loss`: one pass over the samples, then the rows' arithmetic; backward in one more pass.
 
-fastflow::policy           (info [8], rows [2, B]); info[0], the loss, is differentiable in velocity and, where asked, uncond
+fastflow::policy           (info [8], rows [5, B], log_prob [B]), the first two those of PolicyCall; info[0], the loss, is
+                           differentiable in velocity and, where asked, uncond
 fastflow::policy_backward  from the inputs and the derivatives in three means of each row
 """
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from .. import backends
 from ..backends import policy_rows as plain
 from ..backends.base import PolicyCall, StepCall
+from .autograd import differentiable
 from .library import LIBRARY
 
 _TENSORS = (
@@ -26,8 +28,8 @@ _ROWS = (
     "int objective, int kl"
 )
 TENSORS, OPTIONS, ROWS = 10, 5, 9
-LIBRARY.define(f"policy({_TENSORS}, {_OPTIONS}, {_ROWS}) -> (Tensor, Tensor, Tensor, Tensor)")
-LIBRARY.define(f"policy_backward(Tensor grad, Tensor derivatives, {_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor)")
+LIBRARY.define(f"policy({_TENSORS}, {_OPTIONS}, {_ROWS}) -> (Tensor, Tensor, Tensor)")
+LIBRARY.define(f"policy_backward(Tensor grad, Tensor rows, {_TENSORS}, {_OPTIONS}) -> (Tensor, Tensor)")
 
 
 def _call(tensors: Any, options: Any, **slots: Any) -> StepCall:
@@ -42,18 +44,17 @@ def _call(tensors: Any, options: Any, **slots: Any) -> StepCall:
     )  # fmt: skip
 
 
-def _policy(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _policy(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     tensors, options = arguments[:TENSORS], arguments[TENSORS : TENSORS + OPTIONS]
     old_log_prob, advantage, weight, below, above, kl_weight, divergence, objective, kl = arguments[TENSORS + OPTIONS :]
     sample, ref_velocity, old_mean, batch = tensors[0], tensors[6], tensors[8], tensors[0].shape[0]
-    info, rows, derivatives, log_prob = _fake(*arguments)
+    info, rows, log_prob = _fake(*arguments)
     shift = torch.empty_like(log_prob) if ref_velocity is not None else None
     drift = torch.empty_like(log_prob) if old_mean is not None else None
     step = _call(tensors, options, log_prob=log_prob, shift=shift, drift=drift)
-    everything = torch.empty(5, batch, dtype=log_prob.dtype, device=sample.device)
     call = PolicyCall(
         log_prob, shift, drift, old_log_prob, advantage, weight, tensors[3], options[1] < 2, below, above, kl_weight,
-        divergence, objective, kl, info, everything,
+        divergence, objective, kl, info, rows,
     )  # fmt: skip
     finish = plain.policy_rows
     if batch:
@@ -61,23 +62,21 @@ def _policy(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         backend.step(step)
         finish = getattr(backend, "policy_rows", finish)
     finish(call)
-    rows.copy_(everything[:2])
-    derivatives.copy_(everything[2:])
-    return info, rows, derivatives, log_prob
+    return info, rows, log_prob
 
 
-def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     sample = arguments[0]
     dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
     batch = sample.shape[0]
-    sizes = ((8,), (2, batch), (3, batch), (batch,))
-    return tuple(sample.new_empty(size, dtype=dtype) for size in sizes)
+    info, rows, log_prob = (sample.new_empty(size, dtype=dtype) for size in ((8,), (5, batch), (batch,)))
+    return info, rows, log_prob
 
 
-def _backward(grad: Tensor, derivatives: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _backward(grad: Tensor, rows: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     tensors, options = arguments[:TENSORS], arguments[TENSORS:]
-    in_velocity, in_uncond = _backward_fake(grad, derivatives, *arguments)
-    scaled = derivatives * grad
+    in_velocity, in_uncond = _backward_fake(grad, rows, *arguments)
+    scaled = rows[2:] * grad
     ref_velocity, old_mean = tensors[6], tensors[8]
     call = _call(
         tensors, options, grad_shift=scaled[1] if ref_velocity is not None else None,
@@ -89,7 +88,7 @@ def _backward(grad: Tensor, derivatives: Tensor, *arguments: Any) -> tuple[Tenso
     return in_velocity, in_uncond
 
 
-def _backward_fake(grad: Tensor, derivatives: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+def _backward_fake(grad: Tensor, rows: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     velocity, uncond, uncond_grad = arguments[1], arguments[4], arguments[TENSORS + 2]
     in_velocity = torch.empty(velocity.shape, dtype=velocity.dtype, device=velocity.device)
     asked = uncond is not None and uncond_grad
@@ -97,7 +96,7 @@ def _backward_fake(grad: Tensor, derivatives: Tensor, *arguments: Any) -> tuple[
 
 
 def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(output[2], *inputs[:TENSORS])
+    ctx.save_for_backward(output[1], *inputs[:TENSORS])
     ctx.options = inputs[TENSORS : TENSORS + OPTIONS]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
@@ -106,8 +105,8 @@ def _context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> N
 def _gradient(ctx: Any, grad: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
     result: list[Tensor | None] = [None] * (TENSORS + OPTIONS + ROWS)
     if grad is not None:
-        derivatives, *tensors = ctx.saved_tensors
-        in_velocity, in_uncond = torch.ops.fastflow.policy_backward(grad[0], derivatives, *tensors, *ctx.options)
+        rows, *tensors = ctx.saved_tensors
+        in_velocity, in_uncond = torch.ops.fastflow.policy_backward(grad[0], rows, *tensors, *ctx.options)
         result[1] = in_velocity
         if tensors[4] is not None and ctx.options[2]:
             result[4] = in_uncond
@@ -120,4 +119,4 @@ for _name, _implementation, _stand_in in (
 ):
     LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastflow::{_name}", _stand_in, lib=LIBRARY)
-torch.library.register_autograd("fastflow::policy", _gradient, setup_context=_context, lib=LIBRARY)
+differentiable(LIBRARY, "policy", _context, _gradient)

@@ -95,7 +95,7 @@ def policy_loss(
     mask = None if mask is None else checks.like("mask", mask, sample, kind="bool")
     if uncond is not None and not uncond_grad:
         uncond = uncond.detach()
-    info, rows, _, log_prob = torch.ops.fastflow.policy(
+    info, rows, log_prob = torch.ops.fastflow.policy(
         sample.detach(), velocity, next_sample.detach(), coef, uncond, scale, ref_velocity, ref_uncond, old_mean, mask, token,
         score_index, uncond_grad, rescale, backend, old_log_prob, advantage, weight, 1.0 - clip[0], 1.0 + clip[1],
         float(kl_weight), float(divergence), OBJECTIVES.index(objective), KLS.index(kl) + 1 if kl is not None else 0,
