@@ -1,4 +1,4 @@
-"""Gradients of the operators, attached as `torch.library.register_autograd` does, without its search of the schema for defaults.
+"""Gradients of the operators, attached as `torch.library.register_autograd` does, without its search for default arguments.
 
 Ours have none, and the search, quadratic in the number of arguments, takes longer than the rest of a small call.
 """
