@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import cast
 
@@ -14,6 +15,7 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 
+@functools.cache
 def load(name: str) -> Backend:
     check_name(name)
     return cast(Backend, importlib.import_module(f"{__name__}.{name}"))

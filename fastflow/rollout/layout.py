@@ -94,9 +94,13 @@ def make_layout(own: int, names: Sequence[Hashable] | None, fork: int, sizes: tu
 
     Without equal names nothing is shared.
     """
-    first: dict[Hashable, int] = {}
-    rows = [first.setdefault(name, len(first)) for name in (names if names is not None else range(own))]
-    heads = [rows.index(row) for row in range(len(first))]
+    first: dict[Hashable, int] = {}  # name -> its shared row
+    rows, heads = [], []
+    for sample, name in enumerate(names if names is not None else range(own)):
+        if name not in first:
+            first[name] = len(heads)
+            heads.append(sample)
+        rows.append(first[name])
     batch, shared = sizes if sizes is not None else (own, len(heads))
     if shared >= batch:
         everyone = torch.arange(batch)
