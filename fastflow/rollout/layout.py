@@ -95,7 +95,8 @@ def make_layout(own: int, names: Sequence[Hashable] | None, fork: int, sizes: tu
     Without equal names nothing is shared.
     """
     first: dict[Hashable, int] = {}  # name -> its shared row
-    rows, heads = [], []
+    rows: list[int] = []
+    heads: list[int] = []
     for sample, name in enumerate(names if names is not None else range(own)):
         if name not in first:
             first[name] = len(heads)
