@@ -81,6 +81,16 @@ class CFG:
         object.__setattr__(guidance, "_tables", {(scale.device, scale.dtype): scale})
         return guidance
 
+    def combine(self, velocity: Tensor, uncond: Tensor) -> Tensor:
+        """The guided velocity [B, *] as `ff.step` forms it inside, for a reference's KL or a step of one's own: float32, or
+        float64 for float64, or the network's dtype with dtype="velocity". Plain torch, so that a gradient passes.
+
+        velocity, uncond: [B, *] of one dtype, as `ff.evaluate` gives them. Raises ValueError or TypeError naming the argument.
+        """
+        from .ops.combine import combined  # ops imports this module
+
+        return combined(velocity, uncond, self)
+
     def token(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """A row of `sample` of shape [B, *] seen as (outer, channels, inner) around `axis`."""
         rank = len(shape)
