@@ -108,10 +108,10 @@ def integers(name: str, values: Any) -> Tensor:
     return table.to(torch.int64)
 
 
-def group_numbers(group_ids: Any, batch: int) -> Tensor:
+def group_numbers(group_ids: Any, batch: int, rows_of: str = "values") -> Tensor:
     ids = integers("group_ids", group_ids)
     if tuple(ids.shape) != (batch,):
-        raise ValueError(f"group_ids: wanted int64 [{batch}], one per row of values, got {list(ids.shape)}")
+        raise ValueError(f"group_ids: wanted int64 [{batch}], one per row of {rows_of}, got {list(ids.shape)}")
     return ids
 
 

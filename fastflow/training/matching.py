@@ -1,7 +1,8 @@
-"""`ff.matching_loss`: losses of the forward process (AWM, DiffusionNFT, Diffusion-DPO, advantage-weighted flow matching)."""
+"""`ff.matching_loss`: losses of the forward process (AWM, DiffusionNFT, Diffusion-DPO, CRD, reward-weighted flow matching)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,8 +12,9 @@ from .. import backends
 from ..noise import Noise
 from ..ops import checks
 from ..ops import matching as _operator  # noqa: F401  (registers it)
+from .matching_crd import Groups, share
 
-OBJECTIVES = ("mse", "awm", "nft", "dpo")
+OBJECTIVES = ("mse", "awm", "nft", "dpo", "crd")
 
 
 class MatchingRows(NamedTuple):
@@ -36,11 +38,17 @@ def noised(clean: Tensor, sigma: Tensor, noise: Noise | Tensor) -> Tensor:
     keeps it; or a tensor [B, *]. Raises ValueError naming the argument.
     """
     clean = checks.state(clean)
-    _per_row("sigma", sigma, clean)
-    drawn = noise.sample(clean.shape[1:], torch.float32, clean.device) if isinstance(noise, Noise) else noise
-    drawn = checks.like("noise", drawn, clean)
-    level = sigma.to(torch.float32).reshape(-1, *[1] * (clean.dim() - 1))
-    return ((1.0 - level) * clean.float() + level * drawn.float()).to(clean.dtype)
+    per_row("sigma", sigma, clean)
+    drawn = drawn_noise(noise, clean)
+    level = sigma.to(drawn.dtype).reshape(-1, *[1] * (clean.dim() - 1))
+    return ((1.0 - level) * clean.to(drawn.dtype) + level * drawn).to(clean.dtype)
+
+
+def drawn_noise(noise: Noise | Tensor, clean: Tensor) -> Tensor:
+    """[B, *] in the dtype of the arithmetic: drawn, or as given. Raises ValueError or TypeError naming the argument."""
+    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
+    drawn = noise.sample(clean.shape[1:], dtype, clean.device) if isinstance(noise, Noise) else noise
+    return checks.like("noise", drawn, clean).to(dtype)
 
 
 def matching_rows(
@@ -104,7 +112,9 @@ def matching_loss(
     clip: tuple[float, float] = (1.0, 1.0),
     beta: float = 1.0,
     advantage_max: float = 5.0,
-    kl_weight: float = 0.0,
+    group_ids: Tensor | Sequence[int] | None = None,
+    normalized: bool = True,
+    kl_weight: float | Tensor = 0.0,
     mask: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -119,34 +129,44 @@ def matching_loss(
                        r = clamp(advantage / (2 advantage_max) + 1/2, 0, 1).
                "dpo":  rows 2i win over rows 2i + 1; old_velocity is the reference's: -log sigmoid of
                        -beta / 2 ((square - old_square) of the winner - that of the loser) (Diffusion-DPO, beta including T).
+               "crd":  Centered Reward Distillation: a row's implicit reward is weight (old_square / |old| - square / |own|),
+                       each mean |error| a constant, at least 1e-5 (normalized=False: 1). R, its deviation from the mean of
+                       its group, is drawn to A, that of the r of "nft": advantage_max / beta * mean((beta R - A)^2).
+                       old_velocity is of the moving reference, which need not be the policy that sampled.
     weight:    [B], of the squares (AWM: 1, sigma, sigma^2, ...). advantage: [B].
-    kl_weight: of mean (velocity - ref_velocity)^2 (AWM, DiffusionNFT).
+    group_ids: for "crd": integers [B], equal for rows of one prompt, whose group is whole in the call; read on the host.
+    kl_weight: of (velocity - ref_velocity)^2: a number, or [B] (`ff.adaptive_kl_weight`) (AWM, DiffusionNFT, CRD). CRD's
+               reference is guided: `ff.CFG(4.5).combine(ref_velocity, ref_uncond)`.
 
-    info: detached, on the device: square [B], kl, and ratio [B], clip_fraction for "awm", margin [B / 2] for "dpo".
-    Raises ValueError or TypeError naming the argument.
-    Sources: AWM (arXiv 2509.25050), DiffusionNFT (2509.16117), Diffusion-DPO (2311.12908), in the forms of their authors' code.
+    info: detached, on the device: square [B], kl (unweighted), and ratio [B], clip_fraction for "awm", margin [B / 2] for
+    "dpo", implicit [B] for "crd". Raises ValueError or TypeError naming the argument.
+    Sources, in the forms of their authors' code: AWM (arXiv 2509.25050), DiffusionNFT (2509.16117), Diffusion-DPO
+    (2311.12908), CRD (2603.14128; its trainer in Flow-Factory, by the paper's first author, with its default even centring).
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: wanted one of {', '.join(OBJECTIVES)}, got {objective!r}")
-    if objective in ("awm", "nft", "dpo") and old_velocity is None:
+    if objective != "mse" and old_velocity is None:
         raise ValueError(
-            f"old_velocity: wanted the sampling policy's (dpo: the reference's) for objective={objective!r}, got None"
+            f"old_velocity: wanted the sampling policy's (dpo, crd: the reference's) for objective={objective!r}, got None"
         )
-    if objective in ("awm", "nft") and advantage is None:
+    if objective in ("awm", "nft", "crd") and advantage is None:
         raise ValueError(f"advantage: wanted [B] for objective={objective!r}, got None")
-    if kl_weight and ref_velocity is None:
-        raise ValueError(f"ref_velocity: wanted the reference's beside kl_weight={kl_weight}, got None")
+    if objective == "crd" and group_ids is None:
+        raise ValueError("group_ids: wanted integers [B] for objective='crd', got None")
+    if ref_velocity is None and (isinstance(kl_weight, Tensor) or kl_weight):
+        got = "a tensor" if isinstance(kl_weight, Tensor) else kl_weight
+        raise ValueError(f"ref_velocity: wanted the reference's beside kl_weight={got}, got None")
     if not beta > 0.0:
         raise ValueError(f"beta: wanted a number above 0, got {beta}")
     if objective == "dpo" and len(clean) % 2:
         raise ValueError(f"clean: wanted pairs of rows (winner, loser) for objective='dpo', got {len(clean)} rows")
-    level = _per_row("sigma", sigma, clean)
+    level = per_row("sigma", sigma, clean)
     rows = matching_rows(
         velocity, clean, noise, old_velocity=old_velocity, ref_velocity=ref_velocity, target=target, mask=mask, backend=backend,
         beta=beta if objective == "nft" else 1.0,
     )  # fmt: skip
-    scale = 1.0 if weight is None else _per_row("weight", weight, clean)
-    gain = None if advantage is None else _per_row("advantage", advantage, clean)
+    scale = 1.0 if weight is None else per_row("weight", weight, clean)
+    gain = None if advantage is None else per_row("advantage", advantage, clean)
     info = {"square": rows.square.detach()}
     if objective == "mse":
         each = scale * rows.square * (1.0 if gain is None else gain)
@@ -160,6 +180,18 @@ def matching_loss(
     elif objective == "nft":
         assert gain is not None
         each = _nft(rows, level, gain, beta, advantage_max) * scale
+    elif objective == "crd":
+        assert gain is not None and old_velocity is not None
+        sizes: tuple[Tensor | float, Tensor | float] = (1.0, 1.0)
+        if normalized:
+            with torch.no_grad():
+                old = matching_rows(old_velocity, clean, noise, target=target, mask=mask, backend=backend)
+            sizes = (rows.plus.detach().clamp(min=1e-5), old.plus.clamp(min=1e-5))
+        implicit = scale * (rows.old_square / sizes[1] - rows.square / sizes[0])
+        groups = Groups(group_ids, len(clean), clean.device)
+        gap = beta * groups.centered(implicit) - groups.centered(share(gain, advantage_max))
+        each = (advantage_max / beta) * gap.square()
+        info["implicit"] = implicit.detach()
     else:
         gap = scale * (rows.square - rows.old_square)
         margin = -0.5 * beta * (gap[0::2] - gap[1::2])
@@ -167,8 +199,10 @@ def matching_loss(
         info["margin"] = margin.detach()
     loss = each.mean() if each.numel() else rows.square.sum()
     if ref_velocity is not None:
-        kl = rows.shift.mean() if rows.shift.numel() else rows.shift.sum()
-        loss, info["kl"] = loss + kl_weight * kl, kl.detach()
+        strength = per_row("kl_weight", kl_weight, clean) if isinstance(kl_weight, Tensor) else kl_weight
+        pull = strength * rows.shift
+        loss = loss + (pull.mean() if pull.numel() else pull.sum())
+        info["kl"] = rows.shift.detach().mean() if pull.numel() else rows.shift.detach().sum()
     return loss, info
 
 
@@ -180,11 +214,12 @@ def _nft(rows: MatchingRows, sigma: Tensor, advantage: Tensor, beta: float, most
         sigma * sigma * square / (sigma * size.detach()).clamp(min=1e-5)
         for square, size in ((plus, rows.plus), (minus, rows.minus))
     ]
-    share = (advantage / (2.0 * most) + 0.5).clamp(0.0, 1.0)
-    return most * (share * losses[0] + (1.0 - share) * losses[1]) / beta
+    positive = share(advantage, most)
+    return most * (positive * losses[0] + (1.0 - positive) * losses[1]) / beta
 
 
-def _per_row(name: str, value: Tensor, clean: Tensor) -> Tensor:
+def per_row(name: str, value: Tensor, clean: Tensor) -> Tensor:
+    """Floats [B] as constants in the dtype of the arithmetic. Raises ValueError or TypeError naming the argument."""
     value = checks.tensor(name, value)
     if value.shape != clean.shape[:1] or not value.is_floating_point():
         raise ValueError(

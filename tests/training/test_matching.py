@@ -63,24 +63,43 @@ def plain(d: dict[str, Any], objective: str, mask: Tensor | None, **options: Any
             size = mean(error.detach().abs()).clamp(min=1e-5)
             parts.append(mean(error**2) / size)
         row = weight * most * (share * parts[0] + (1 - share) * parts[1]) / beta
+    elif objective == "crd":
+        sizes = [mean((v.detach() - target).abs()) for v in (velocity, old)]
+        row = crd(advantage, (weight, square, old_square, *sizes), options)
     else:
         gap = weight * (square - old_square)
         row = -torch.nn.functional.logsigmoid(-0.5 * beta * (gap[0::2] - gap[1::2]))
-    loss = row.mean() + options.get("kl_weight", 0.0) * mean((velocity - ref) ** 2).mean()
+    loss = row.mean() + (options.get("kl_weight", 0.0) * mean((velocity - ref) ** 2)).mean()
     loss.backward()
     assert velocity.grad is not None
     return loss.detach(), velocity.grad
+
+
+def crd(advantage: Tensor, rows: tuple[Tensor, ...], options: dict[str, Any]) -> Tensor:
+    """Group by group, the mean of the implicit reward differentiated like the rest. rows: weight, the squares, the sizes."""
+    beta, most, ids = options.get("beta", 1.0), options.get("advantage_max", 5.0), options["group_ids"]
+    weight, square, old_square, size, old_size = rows
+    if options.get("normalized", True):
+        square, old_square = square / size.clamp(min=1e-5), old_square / old_size.clamp(min=1e-5)
+    implicit = weight * (old_square - square)
+    reward = (advantage.clamp(-most, most) / most) / 2.0 + 0.5
+    each = []
+    for row, group in enumerate(ids):
+        others = [i for i, one in enumerate(ids) if one == group]
+        gap = beta * (implicit[row] - implicit[others].mean()) - (reward[row] - reward[others].mean())
+        each.append(gap**2 * most / beta)
+    return torch.stack(each)
 
 
 def ours(
     d: dict[str, Any], objective: str, mask: Tensor | None, backend: str, **options: Any
 ) -> tuple[Tensor, Tensor, Any]:
     velocity = d["velocity"].clone().requires_grad_(True)
-    weighted = options.pop("weighted", objective in ("awm", "nft"))
+    weighted = options.pop("weighted", objective in ("awm", "nft", "crd"))
     loss, info = ff.matching_loss(
         velocity, d["clean"], d["sigma"], d["noise"], objective=objective, mask=mask, backend=backend,
         advantage=d["advantage"] if weighted else None, old_velocity=d["old_velocity"] if objective != "mse" else None,
-        ref_velocity=d["ref_velocity"] if options.get("kl_weight") else None, **options,
+        ref_velocity=d["ref_velocity"] if "kl_weight" in options else None, **options,
     )  # fmt: skip
     loss.backward()
     assert velocity.grad is not None
@@ -96,6 +115,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nft": ("nft", {"beta": 0.7, "kl_weight": 0.1}),
     "nft, beta 1": ("nft", {"advantage_max": 2.0}),
     "dpo": ("dpo", {"beta": 50.0, "weight": WEIGHT}),
+    "crd": ("crd", {"group_ids": [7, -2, 7, 7], "weight": WEIGHT, "beta": 0.6, "kl_weight": WEIGHT / 10}),
+    "crd, plain errors": ("crd", {"group_ids": [1, 0, 0, 1], "normalized": False, "advantage_max": 1.5}),
 }
 
 
@@ -204,14 +225,26 @@ def test_gradcheck_and_opcheck() -> None:
     torch.library.opcheck(torch.ops.fastflow.matching.default, arguments)
 
 
+CRD = {"objective": "crd", "old_velocity": torch.zeros(3, 8), "advantage": torch.zeros(3), "group_ids": [0, 0, 1]}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"objective": "sft"}, "objective: wanted one of mse, awm, nft, dpo, got 'sft'"),
+        ({"objective": "sft"}, "objective: wanted one of mse, awm, nft, dpo, crd, got 'sft'"),
         ({"objective": "awm"}, "old_velocity: wanted the sampling policy's"),
         (
             {"objective": "nft", "old_velocity": torch.zeros(3, 8)},
             r"advantage: wanted \[B\] for objective='nft', got None",
+        ),
+        ({"objective": "crd"}, "old_velocity: wanted the sampling policy's"),
+        ({**CRD, "advantage": None}, r"advantage: wanted \[B\] for objective='crd', got None"),
+        ({**CRD, "group_ids": None}, r"group_ids: wanted integers \[B\] for objective='crd', got None"),
+        ({**CRD, "group_ids": [0, 1]}, r"group_ids: wanted int64 \[3\], one per row of clean, got \[2\]"),
+        ({"kl_weight": torch.ones(3)}, "ref_velocity: wanted the reference's beside kl_weight=a tensor, got None"),
+        (
+            {"kl_weight": torch.ones(2), "ref_velocity": torch.zeros(3, 8)},
+            r"kl_weight: wanted floats \[3\], one per row of clean",
         ),
         ({"objective": "dpo", "old_velocity": torch.zeros(3, 8)}, "clean: wanted pairs of rows .*, got 3 rows"),
         ({"kl_weight": 0.1}, "ref_velocity: wanted the reference's beside kl_weight=0.1, got None"),
@@ -234,3 +267,12 @@ def test_messages(changes: dict[str, Any], message: str) -> None:
 def test_a_named_backend_without_the_kernel_says_so() -> None:
     with pytest.raises(ff.BackendError):
         ff.matching_rows(torch.zeros(1, 8), torch.zeros(1, 8), ff.Noise([1]), backend="cuda")
+
+
+def test_float64_states_are_made_of_float64_noise() -> None:
+    clean, noise = torch.randn(2, 9, dtype=torch.float64), ff.Noise([1, 2])
+    sigma = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    drawn, level = noise.sample((9,), torch.float64), sigma[:, None]
+    assert torch.equal(ff.noised(clean, sigma, noise), (1.0 - level) * clean + level * drawn)
+    rows = ff.matching_rows(drawn - clean, clean, noise)
+    assert bool((rows.square == 0.0).all())
