@@ -110,14 +110,25 @@ def normal(
     Element e of a row is drawn from counter ((offset + e) / 4 low, high, step, stream) under the row's 64-bit seed; offset is a
     multiple of 4. float32, or float64 for the exact values that float32 approximates.
     """
-    device = seeds.device
-    q = torch.arange(offset // 4, offset // 4 + (numel + 3) // 4, dtype=torch.int64, device=device)[None]
+    words = _words(seeds, step, numel, stream, offset)
+    draw = box_muller64 if dtype == torch.float64 else box_muller
+    z = torch.stack([*draw(words[0], words[1]), *draw(words[2], words[3])], dim=-1)
+    return z.reshape(seeds.shape[0], -1)[:, :numel]
+
+
+def uniform(seeds: Tensor, step: Tensor, numel: int, *, stream: int = 0) -> Tensor:
+    """Even draws of (0, 1], float64 [B, numel]: element e of a row is word e % 4 of counter (e / 4, 0, step, stream), its upper
+    24 bits plus 1, times 2^-24."""
+    words = torch.stack(_words(seeds, step, numel, stream, 0), dim=-1)
+    return ((words.reshape(seeds.shape[0], -1)[:, :numel] >> 8) + 1).double() * 2.0**-24
+
+
+def _words(seeds: Tensor, step: Tensor, numel: int, stream: int, offset: int) -> list[Tensor]:
+    """The four words of every counter that `numel` elements of a row take, [B, ceil(numel / 4)] each."""
+    q = torch.arange(offset // 4, offset // 4 + (numel + 3) // 4, dtype=torch.int64, device=seeds.device)[None]
     seeds, step = seeds[:, None], step.to(torch.int64)[:, None]
     words = philox4x32(
         (q & MASK32, (q >> 32) & MASK32, step & MASK32, torch.full_like(step, stream & MASK32)),
         (seeds & MASK32, (seeds >> 32) & MASK32),
     )
-    words = torch.broadcast_tensors(*words)
-    draw = box_muller64 if dtype == torch.float64 else box_muller
-    z = torch.stack([*draw(words[0], words[1]), *draw(words[2], words[3])], dim=-1)
-    return z.reshape(seeds.shape[0], -1)[:, :numel]
+    return list(torch.broadcast_tensors(*words))

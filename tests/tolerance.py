@@ -11,6 +11,9 @@ NOISE = 1e-6
 
 # Moments of standard normal draws: five standard errors, which a right generator passes but for one run in two million.
 STANDARD_ERRORS = 5.0
+# Evenness of n draws: the largest gap between their distribution and an even one times sqrt(n) (Kolmogorov), beyond which true
+# draws go once in a thousand.
+KOLMOGOROV = 1.95
 
 # The network answers differently for another call width: relative to the largest value (numerical contract, "same results").
 REWIDTH = 1e-5

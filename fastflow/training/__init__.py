@@ -9,6 +9,7 @@ from .credit_tree import tree_advantages, tree_rewards
 from .credit_turning import turning_points, turning_rewards
 from .matching import MatchingRows, matching_loss, matching_rows, noised
 from .matching_crd import adaptive_kl_weight
+from .off_trajectory import OffTrajectory, off_trajectory
 from .pairs import noise_aware_weight, reward_difference_loss, step_dpo_loss, trajectory_dpo_loss
 from .parity import Parity, parity
 from .policy import policy_loss
@@ -19,6 +20,7 @@ __all__ = [
     "ExplorationCalibrator",
     "GroupInfo",
     "MatchingRows",
+    "OffTrajectory",
     "Parity",
     "Replay",
     "adaptive_kl_weight",
@@ -29,6 +31,7 @@ __all__ = [
     "matching_rows",
     "noise_aware_weight",
     "noised",
+    "off_trajectory",
     "parity",
     "policy_loss",
     "replay",

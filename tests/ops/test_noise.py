@@ -60,6 +60,21 @@ def test_moments_and_independence() -> None:
     assert off.abs().max() < STANDARD_ERRORS / z.shape[1] ** 0.5
 
 
+def test_even_draws_are_the_words() -> None:
+    """Of the counters, in the order of the elements."""
+    seeds, step = torch.tensor([5, -7]), torch.tensor([3, 4])
+    drawn = philox.uniform(seeds, step, 6, stream=2)
+    for row, (seed, at) in enumerate(zip(seeds.tolist(), step.tolist(), strict=True)):
+        key = tuple(torch.tensor([word]) for word in (seed & philox.MASK32, (seed >> 32) & philox.MASK32))
+        counters = [tuple(torch.tensor([word]) for word in (q, 0, at, 2)) for q in (0, 1)]
+        words = [int(word) for counter in counters for word in philox.philox4x32(counter, key)]
+        assert drawn[row].tolist() == [((word >> 8) + 1) / 2**24 for word in words[:6]]
+    assert drawn.dtype == torch.float64
+    many = philox.uniform(torch.arange(50), torch.tensor([0]), 4000)
+    assert float(many.min()) > 0.0 and float(many.max()) <= 1.0
+    assert abs(float(many.mean()) - 0.5) < STANDARD_ERRORS * (1 / 12 / many.numel()) ** 0.5
+
+
 def test_bits_depend_on_seed_step_stream_and_element_alone(backend: str) -> None:
     sigmas = ff.sigma_schedule(4, shift=3.0)
     at, shape = ff.FlowSDE(0.7).transitions(sigmas).at(1), (3, 5, 37)
