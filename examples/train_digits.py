@@ -3,11 +3,15 @@
     python examples/train_digits.py --quick --out out/quick
     python examples/train_digits.py --algorithm dense-grpo --noise calibrated --completions 3 --reward mix --out out/dense
     torchrun --nproc-per-node 2 examples/train_digits.py --quick --out out/two     # the same weights as one process
+    accelerate launch --multi_gpu --num_processes 2 examples/train_digits.py --quick --out out/two                # the same
     python examples/train_digits.py --out out/dense --resume ...                   # goes on from out/dense/checkpoint.pt
 
 What a trainer needs of fastflow is here and in digits_training/objectives.py: roll out, credit, replay, loss. Writes log.csv,
 tensorboard/, checkpoint.pt, curves.png, samples.png and report.html into --out. A resumed run has the bits of one that ran
 through: all noise is a function of --seed, the update, the digit and the copy, so that there is no random state to keep.
+
+On CPUs too accelerate needs --multi_gpu to start several processes: `accelerate launch --cpu --num_processes 2` starts one.
+What is printed says how many there are.
 """
 
 from __future__ import annotations
@@ -189,7 +193,7 @@ def main(arguments: list[str] | None = None) -> None:
     if ranks.first:
         args.out.mkdir(parents=True, exist_ok=True)
         log = record.Log(args.out, keep=start)
-        print(f"ratios before the first update:\n{found}")
+        print(f"processes: {ranks.size}\nratios before the first update:\n{found}")
         if args.noise == "calibrated":
             trainer.calibrator.write_log(args.out / "calibration.csv")
             print(trainer.calibrator)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Ranks:
-    """The processes that torchrun started (which accelerate goes through for several GPUs), or this one alone."""
+    """The processes that torchrun started, by itself or for `accelerate launch --multi_gpu`, or this one alone."""
 
     def __init__(self) -> None:
         self.launched = dist.is_available() and dist.is_torchelastic_launched()

@@ -24,6 +24,11 @@ for needed in ("diffusers", "peft", "sklearn", "matplotlib"):
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "examples" / "train_digits.py"
 SMALL = ["--digits", "01", "--chunk", "1", "--group", "4", "--steps", "4", "--updates", "1", "--no-progress"]
+THREE = ["--quick", "--updates", "3", "--no-progress"]
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+}
 HEAD = ["update", "reward_mean", "reward_std", "ratio_max", "clip_fraction", "evaluations", "seconds"]
 
 
@@ -85,12 +90,20 @@ def test_the_quick_run_raises_the_reward_by_more_than_its_noise(tmp_path: Path) 
     assert "data:image/png" in (tmp_path / "report.html").read_text()
 
 
-def test_two_processes_get_the_weights_of_one(tmp_path: Path, train: Callable[..., None]) -> None:
-    arguments = ["--quick", "--updates", "3", "--no-progress"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command(*launcher, str(SCRIPT), *arguments, "--out", str(tmp_path / "two"))
-    train(tmp_path / "one", *arguments)
-    one, two = checkpoint(tmp_path / "one"), checkpoint(tmp_path / "two")
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three updates of one process."""
+    out = tmp_path_factory.mktemp("alone")
+    assert "processes: 1\n" in command(str(SCRIPT), *THREE, "--out", str(out))
+    return out
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_get_the_weights_of_one(tmp_path: Path, alone: Path, launcher: str) -> None:
+    module, *options = LAUNCHERS[launcher]
+    pytest.importorskip(module, reason=f"needs {launcher}, to start two processes")
+    assert "processes: 2\n" in command("-m", module, *options, str(SCRIPT), *THREE, "--out", str(tmp_path))
+    one, two = checkpoint(alone), checkpoint(tmp_path)
     assert one["done"] == two["done"] == 3
     second = {name: weights for name, weights in one["lora"].items() if "lora_B" in name}
     idle = [name for name, weights in second.items() if not weights.any()]  # B starts at 0
@@ -98,7 +111,7 @@ def test_two_processes_get_the_weights_of_one(tmp_path: Path, train: Callable[..
     assert len(idle) < len(second)
     for name, weights in one["lora"].items():
         assert_same_at_another_width(two["lora"][name], weights, name)
-    for a, b in zip(log(tmp_path / "one"), log(tmp_path / "two"), strict=True):
+    for a, b in zip(log(alone), log(tmp_path), strict=True):
         assert a["reward_mean"] == b["reward_mean"]
         assert a["evaluations"] == b["evaluations"]
 
