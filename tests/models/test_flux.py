@@ -10,19 +10,31 @@ from torch import Tensor
 
 import fastflow as ff
 from fastflow.models.packing import pack, unpack
+from tests.models.packed import (
+    GRID,
+    LAYOUTS,
+    PACKED,
+    PROMPTS,
+    SHAPE,
+    SIZE,
+    STEPS,
+    WIDTH,
+    assert_log_probs_repeat,
+    assert_pipelines_loop,
+    assert_same_bits_in_both_layouts,
+    pipelines_latents,
+    roll,
+)
 from tests.models.pipelines import (
     assert_every_input_shows,
     assert_reads_no_value,
-    assert_replays,
     assert_same_inputs,
     lively,
     of_diffusers,
     recorded,
 )
-from tests.tolerance import assert_same_at_another_width
 
-SHAPE, PACKED, SIZE, TOKENS, WIDTH, PROMPTS, STEPS = (4, 4, 6), (6, 16), (4, 6), 5, 12, 2, 5
-LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
+TOKENS = 5
 
 
 def network(embeds: bool = True) -> Any:
@@ -52,21 +64,14 @@ def pipelines_own(module: Any, latents: Tensor, true_cfg_scale: float = 1.0) -> 
     """The pipeline's final latents [N, *SHAPE], and its scheduler, as FLUX.1-dev configures it."""
     scheduler = of_diffusers("FlowMatchEulerDiscreteScheduler")(use_dynamic_shifting=True, shift=3.0)
     pipeline = of_diffusers("FluxPipeline")(scheduler, None, None, None, None, None, module)
-    pipeline.set_progress_bar_config(disable=True)
     (text, pooled), (no_text, no_pooled) = (
         [entry.to(module.dtype) for entry in conditions(seed).values()] for seed in (0, 1)
     )
-    final = pipeline(
-        height=8 * SIZE[0], width=8 * SIZE[1], num_inference_steps=STEPS, guidance_scale=3.5, latents=pack(latents),
-        true_cfg_scale=true_cfg_scale, prompt_embeds=text, pooled_prompt_embeds=pooled, negative_prompt_embeds=no_text,
-        negative_pooled_prompt_embeds=no_pooled, output_type="latent", return_dict=False,
-    )[0]  # fmt: skip
-    return unpack(final, (2, 3)), scheduler
-
-
-def roll(model: Any, packed: bool, sigmas: Any, dynamics: Any, seeds: Any, **changes: Any) -> ff.Trajectory:
-    arguments: dict[str, Any] = {"condition": conditions(), "progress": False, **changes}
-    return ff.rollout(model, PACKED if packed else SHAPE, sigmas, dynamics, seeds, **arguments)
+    final = pipelines_latents(
+        pipeline, latents, guidance_scale=3.5, true_cfg_scale=true_cfg_scale, prompt_embeds=text, pooled_prompt_embeds=pooled,
+        negative_prompt_embeds=no_text, negative_pooled_prompt_embeds=no_pooled,
+    )  # fmt: skip
+    return final, scheduler
 
 
 def test_every_input_shows() -> None:
@@ -87,12 +92,9 @@ def test_ode_is_the_pipelines_own_loop(embeds: bool, true_cfg: float, packed: bo
     module, latents = network(embeds), torch.randn(PROMPTS, *SHAPE)
     final, scheduler = pipelines_own(module, latents, true_cfg)
     guided = {"guidance": ff.CFG(true_cfg, calls=2), "negative": conditions(1)} if true_cfg > 1.0 else {}
-    initial = pack(latents) if packed else latents
-    traj = roll(
-        adapter(module, packed), packed, ff.sigmas_from(scheduler), ff.ODE(), range(2), initial=initial, **guided
-    )
-    assert traj.final is not None and final.std() > 0.5 and (final - latents).std() > 0.5
-    assert_same_at_another_width(unpack(traj.final, (2, 3)) if packed else traj.final, final, "final latents")
+    sigmas = ff.sigmas_from(scheduler)
+    traj = roll(adapter(module, packed), packed, sigmas, latents=latents, condition=conditions(), **guided)
+    assert_pipelines_loop(traj, packed, latents, final)
 
 
 @LAYOUTS
@@ -102,9 +104,8 @@ def test_the_first_call_is_the_pipelines(dtype: torch.dtype, embeds: bool, packe
     module, latents = network(embeds).to(dtype), torch.randn(PROMPTS, *SHAPE)
     with recorded(module) as its:
         _, scheduler = pipelines_own(module, latents)
-    initial = pack(latents) if packed else latents
     with recorded(module) as mine:
-        roll(adapter(module, packed), packed, ff.sigmas_from(scheduler), ff.ODE(), range(2), initial=initial)
+        roll(adapter(module, packed), packed, ff.sigmas_from(scheduler), latents=latents, condition=conditions())
     assert_same_inputs(mine[0], its[0])
     assert mine[0]["timestep"].dtype == dtype and ("guidance" in mine[0]) == embeds
     assert_same_inputs([call["timestep"] for call in mine], [call["timestep"] for call in its], "timesteps")
@@ -130,29 +131,18 @@ def test_timestep_casts() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_replay_repeats_the_log_probs(dtype: torch.dtype, packed: bool) -> None:
     model, guidance, negative = adapter(network().to(dtype), packed), ff.CFG(2.0, calls=2), conditions(1, tokens=3)
-    seeds = ff.sample_seeds(5, 0, list(range(PROMPTS)), 3)
-    traj = roll(
-        model, packed, ff.sigma_schedule(STEPS, shift=3.0), ff.FlowSDE(0.7), seeds, guidance=guidance, negative=negative,
-        dense=ff.Completion(3), main_rows=2,
-    )  # fmt: skip
-    for part in traj.split(2):
-        assert_replays(model, part, conditions(), negative, guidance)
+    assert_log_probs_repeat(model, packed, conditions(), negative, guidance)
 
 
 def test_packing_is_the_pipelines() -> None:
     latents, pipeline = torch.randn(3, *SHAPE), of_diffusers("FluxPipeline")
     assert torch.equal(pack(latents), pipeline._pack_latents(latents, 3, *SHAPE))
-    assert torch.equal(unpack(pack(latents), (2, 3)), latents)
-    assert torch.equal(unpack(pack(latents), (2, 3)), pipeline._unpack_latents(pack(latents), 32, 48, 8))
+    assert torch.equal(unpack(pack(latents), GRID), latents)
+    assert torch.equal(unpack(pack(latents), GRID), pipeline._unpack_latents(pack(latents), 32, 48, 8))
 
 
 def test_both_layouts_give_the_same_bits() -> None:
-    module, sample, sigma = network(), torch.randn(2, *SHAPE), torch.tensor([0.9, 0.4])
-    velocity = adapter(module)(sample, sigma, conditions())
-    assert velocity.shape == sample.shape
-    assert torch.equal(adapter(module, packed=True)(pack(sample), sigma, conditions()), pack(velocity))
-    strided = sample.to(memory_format=torch.channels_last)
-    assert torch.equal(adapter(module)(strided, sigma, conditions()), velocity)
+    assert_same_bits_in_both_layouts(adapter, network(), conditions())
 
 
 def test_wrap_finds_the_adapter() -> None:

@@ -9,20 +9,30 @@ import torch
 from torch import Tensor
 
 import fastflow as ff
-from fastflow.models.packing import pack, unpack
+from tests.models.packed import (
+    LAYOUTS,
+    PACKED,
+    PROMPTS,
+    SHAPE,
+    SIZE,
+    STEPS,
+    WIDTH,
+    assert_log_probs_repeat,
+    assert_pipelines_loop,
+    assert_same_bits_in_both_layouts,
+    pipelines_latents,
+    roll,
+)
 from tests.models.pipelines import (
     assert_every_input_shows,
     assert_reads_no_value,
-    assert_replays,
     assert_same_inputs,
     lively,
     of_diffusers,
     recorded,
 )
-from tests.tolerance import assert_same_at_another_width
 
-SHAPE, PACKED, SIZE, TOKENS, WIDTH, PROMPTS, STEPS = (4, 4, 6), (6, 16), (4, 6), 6, 12, 2, 5
-LAYOUTS = pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
+TOKENS = 6
 TRUE_CFG = ff.CFG(4.0, rescale="token", calls=2)
 
 
@@ -56,21 +66,15 @@ def pipelines_own(module: Any, latents: Tensor, true_cfg_scale: float) -> tuple[
     """The pipeline's final latents [N, *SHAPE], and its scheduler, as Qwen-Image configures it."""
     scheduler = of_diffusers("FlowMatchEulerDiscreteScheduler")(use_dynamic_shifting=True, shift_terminal=0.02)
     pipeline = of_diffusers("QwenImagePipeline")(scheduler, None, None, None, module)
-    pipeline.set_progress_bar_config(disable=True)
     condition = conditions()
-    final = pipeline(
-        height=8 * SIZE[0], width=8 * SIZE[1], num_inference_steps=STEPS, true_cfg_scale=true_cfg_scale,
-        latents=pack(latents), prompt_embeds=condition["encoder_hidden_states"].to(module.dtype),
+    final = pipelines_latents(
+        pipeline, latents, true_cfg_scale=true_cfg_scale,
+        prompt_embeds=condition["encoder_hidden_states"].to(module.dtype),
         prompt_embeds_mask=condition["encoder_hidden_states_mask"],
-        negative_prompt_embeds=NEGATIVE["encoder_hidden_states"].to(module.dtype), output_type="latent", return_dict=False,
+        negative_prompt_embeds=NEGATIVE["encoder_hidden_states"].to(module.dtype),
         negative_prompt_embeds_mask=torch.ones(NEGATIVE["encoder_hidden_states"].shape[:2], dtype=torch.int64),
-    )[0]  # fmt: skip
-    return unpack(final, (2, 3)), scheduler
-
-
-def roll(model: Any, packed: bool, sigmas: Any, dynamics: Any, seeds: Any, **changes: Any) -> ff.Trajectory:
-    arguments: dict[str, Any] = {"condition": conditions(), "progress": False, **changes}
-    return ff.rollout(model, PACKED if packed else SHAPE, sigmas, dynamics, seeds, **arguments)
+    )  # fmt: skip
+    return final, scheduler
 
 
 def test_every_input_shows() -> None:
@@ -96,20 +100,18 @@ def test_ode_is_the_pipelines_own_loop_with_true_cfg() -> None:
     """The rescale is over tokens, so states are packed."""
     module, latents = network(), torch.randn(PROMPTS, *SHAPE)
     final, scheduler = pipelines_own(module, latents, 4.0)
-    arguments = {"initial": pack(latents), "guidance": TRUE_CFG, "negative": NEGATIVE}
-    traj = roll(adapter(module, packed=True), True, ff.sigmas_from(scheduler), ff.ODE(), range(2), **arguments)
-    assert traj.final is not None and final.std() > 0.5 and (final - latents).std() > 0.5
-    assert_same_at_another_width(unpack(traj.final, (2, 3)), final, "final latents")
+    model, sigmas = adapter(module, packed=True), ff.sigmas_from(scheduler)
+    traj = roll(model, True, sigmas, latents=latents, condition=conditions(), negative=NEGATIVE, guidance=TRUE_CFG)
+    assert_pipelines_loop(traj, True, latents, final)
 
 
 @LAYOUTS
 def test_ode_is_the_pipelines_own_loop(packed: bool) -> None:
     module, latents = network(), torch.randn(PROMPTS, *SHAPE)
     final, scheduler = pipelines_own(module, latents, 1.0)
-    initial = pack(latents) if packed else latents
-    traj = roll(adapter(module, packed), packed, ff.sigmas_from(scheduler), ff.ODE(), range(2), initial=initial)
-    assert traj.final is not None and final.std() > 0.5 and (final - latents).std() > 0.5
-    assert_same_at_another_width(unpack(traj.final, (2, 3)) if packed else traj.final, final, "final latents")
+    sigmas = ff.sigmas_from(scheduler)
+    traj = roll(adapter(module, packed), packed, sigmas, latents=latents, condition=conditions())
+    assert_pipelines_loop(traj, packed, latents, final)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -118,16 +120,16 @@ def test_the_first_calls_are_the_pipelines(dtype: torch.dtype) -> None:
     module, latents = network().to(dtype), torch.randn(PROMPTS, *SHAPE)
     with recorded(module) as its:
         _, scheduler = pipelines_own(module, latents, 4.0)
-    sigmas, guided = ff.sigmas_from(scheduler), {"guidance": TRUE_CFG, "negative": NEGATIVE}
+    sigmas, given = ff.sigmas_from(scheduler), {"latents": latents, "condition": conditions()}
     with recorded(module) as mine:
-        roll(adapter(module, packed=True), True, sigmas, ff.ODE(), range(2), initial=pack(latents), **guided)
+        roll(adapter(module, packed=True), True, sigmas, guidance=TRUE_CFG, negative=NEGATIVE, **given)
     assert len(mine) == len(its) == 2 * STEPS
     assert_same_inputs(told(mine[1]), told(its[0]), "conditional call")
     assert_same_inputs(told(mine[0]), told(its[1]), "unconditional call")
     assert mine[1]["timestep"].dtype == dtype and mine[1]["encoder_hidden_states_mask"].dtype == torch.int64
     assert_same_inputs([call["timestep"] for call in mine], [call["timestep"] for call in its], "timesteps")
     with recorded(module) as mine:
-        roll(adapter(module), False, sigmas, ff.ODE(), range(2), initial=latents)
+        roll(adapter(module), False, sigmas, **given)
     assert_same_inputs(told(mine[0]), told(its[0]), "conditional call of an unpacked state")
 
 
@@ -136,20 +138,11 @@ def test_the_first_calls_are_the_pipelines(dtype: torch.dtype) -> None:
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_replay_repeats_the_log_probs(dtype: torch.dtype, packed: bool, guidance: ff.CFG) -> None:
-    model, seeds = adapter(network().to(dtype), packed), ff.sample_seeds(5, 0, list(range(PROMPTS)), 3)
-    traj = roll(
-        model, packed, ff.sigma_schedule(STEPS, shift=3.0), ff.FlowSDE(0.7), seeds, guidance=guidance, negative=NEGATIVE,
-        dense=ff.Completion(3), main_rows=2,
-    )  # fmt: skip
-    for part in traj.split(2):
-        assert_replays(model, part, conditions(), NEGATIVE, guidance)
+    assert_log_probs_repeat(adapter(network().to(dtype), packed), packed, conditions(), NEGATIVE, guidance)
 
 
 def test_both_layouts_give_the_same_bits() -> None:
-    module, sample, sigma = network(), torch.randn(2, *SHAPE), torch.tensor([0.9, 0.4])
-    velocity = adapter(module)(sample, sigma, conditions())
-    assert velocity.shape == sample.shape
-    assert torch.equal(adapter(module, packed=True)(pack(sample), sigma, conditions()), pack(velocity))
+    assert_same_bits_in_both_layouts(adapter, network(), conditions())
 
 
 def test_shapes_in_the_condition_are_those_of_the_sample() -> None:
