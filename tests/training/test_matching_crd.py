@@ -60,3 +60,23 @@ def test_group_ids_are_integers() -> None:
             ff.Noise([1, 2, 3]),
             **{**CRD, "group_ids": torch.zeros(3)},
         )
+
+
+def test_the_reference_is_guided_and_wider_than_the_velocity(backend: str) -> None:
+    """A KL to CFG's float32 velocity beside a network's bfloat16."""
+    d = data((4, 112), torch.bfloat16)
+    guidance, uncond = ff.CFG(4.5), d["old_velocity"]
+    wide = guidance.combine(d["ref_velocity"], uncond)
+    plain = uncond.double() + 4.5 * (d["ref_velocity"].double() - uncond.double())
+    rows = ff.matching_rows(d["velocity"], d["clean"], d["noise"], ref_velocity=wide, backend=backend)
+    wanted = (d["velocity"].double() - plain).square().mean(1)
+    assert rows.shift.tolist() == pytest.approx(wanted.tolist(), rel=LOSS)
+
+
+def test_no_rows(backend: str) -> None:
+    empty, one = torch.zeros(0, 8), torch.zeros(0)
+    loss, info = ff.matching_loss(
+        empty, empty, one, ff.Noise([]), objective="crd", advantage=one, old_velocity=empty, ref_velocity=empty,
+        group_ids=[], kl_weight=one, backend=backend,
+    )  # fmt: skip
+    assert float(loss) == float(info["kl"]) == 0.0 and info["implicit"].shape == (0,)
