@@ -21,7 +21,7 @@ class Groups:
     def __init__(self, group_ids: Any, batch: int, device: torch.device) -> None:
         ids = group_numbers(group_ids, batch, "clean")
         groups, members = torch.unique(ids, return_inverse=True)
-        held = members[None] == torch.arange(len(groups))[:, None]  # [G, B]
+        held: Tensor = members[None] == torch.arange(len(groups))[:, None]  # [G, B]
         self.members, self.held = members.to(device), held.to(device)
 
     def centered(self, values: Tensor) -> Tensor:
