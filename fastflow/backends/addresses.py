@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,8 @@ OTHER = 0  # int64, int32 and bool tensors, whose dtype the kernels know from th
 FLOAT_TENSORS = (
     "sample", "velocity", "noise", "given", "ref_velocity", "old_mean", "next_sample", "clean", "ode_next", "mean",
 )  # fmt: skip
-OUTPUTS = ("next_sample", "log_prob", "clean", "ode_next", "mean", "flags", "shift", "drift")
+NO_OUTPUTS, NO_GRADS, NO_MEANS = (None,) * 8, (None,) * 5, (None,) * 2
+_outputs = operator.attrgetter("next_sample", "log_prob", "clean", "ode_next", "mean", "flags", "shift", "drift")
 Spec = tuple[int, int, int] | None  # address, row stride in elements, dtype
 
 
@@ -46,11 +48,10 @@ def tensors(
     call: StepCall,
     *,
     outputs: bool = False,
-    grads: Sequence[Tensor | None] = (None,) * 5,
-    means: Sequence[Tensor | None] = (None, None),
+    grads: Sequence[Tensor | None] | None = None,
+    means: Sequence[Tensor | None] | None = None,
 ) -> tuple[Spec, ...]:
     """grads: grad, grad_shift, grad_drift, grad_velocity, grad_uncond; means: means, grad_means of a matching loss."""
-    slots = [getattr(call, name) if outputs else None for name in OUTPUTS]
     return (
         rows(call.sample),
         rows(call.velocity),
@@ -66,9 +67,9 @@ def tensors(
         None if call.scale is None else rows(call.ref_uncond),
         rows(call.old_mean),
         rows(call.rows),
-        *map(rows, slots),
-        *map(rows, grads),
-        *map(rows, means),
+        *(map(rows, _outputs(call)) if outputs else NO_OUTPUTS),
+        *(NO_GRADS if grads is None else map(rows, grads)),
+        *(NO_MEANS if means is None else map(rows, means)),
     )
 
 
