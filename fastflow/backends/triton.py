@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import _env
-from .base import TILE, StepCall
+from .base import StepCall
+from .triton_launch import Launch, as_bytes, chosen_config, on_device, ready, stride
 
 if TYPE_CHECKING:
     from ..kernels.config import Config
@@ -20,8 +20,6 @@ MIN_TRITON = (3, 2)
 MIN_CAPABILITY = (8, 0)
 MAX_NUMEL = 2**31 - 2**20  # element indices are int32 within a row
 MAX_CHANNELS = 2**14  # a token's channels are folded by one program
-ALIGNED = 16  # bytes of a vector load, and elements that row strides are counted in where they allow it
-MIN_LOG = 7  # log2 of the fewest lanes that a row takes
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _SLOTS = ("next_sample", "log_prob", "clean", "ode_next", "mean", "ref_velocity", "old_mean")
 
@@ -76,145 +74,14 @@ def refuse(call: StepCall) -> str | None:
     return None
 
 
-def _row(t: Tensor | None) -> int:
-    """Elements from one row to the next; 0 where one row serves all."""
-    return 0 if t is None or t.shape[0] == 1 else t.stride(0)
-
-
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.view(torch.uint8)
-
-
-def _alignment(numel: int, tensors: Sequence[Tensor | None]) -> int:
-    """16 where elements, rows and row lengths all begin at multiples of 16, so that loads can be vectors; else 1."""
-    bits = numel
-    for t in tensors:
-        if t is not None:
-            bits |= t.data_ptr() | _row(t)
-    return 1 if bits % ALIGNED else ALIGNED
-
-
-@functools.cache
-def _device_name(index: int) -> str:
-    return str(torch.cuda.get_device_name(index))
-
-
-def _config(device: torch.device) -> Config:
-    """The launch configuration of a device, by its name; the default where there is no device to ask."""
-    from ..kernels import config
-
-    if _env.triton_interpret():
-        return config.INTERPRETED
-    return config.for_device(_device_name(device.index or 0)) if device.type == "cuda" else config.DEFAULT
-
-
-class _Launch:
-    """The geometry of one call, and its kernels' common arguments. `elements`: every tensor read or written in full."""
-
-    def __init__(self, call: StepCall, chosen: Config, elements: Sequence[Tensor | None]) -> None:
-        self.call = call
-        self.tiles = -(-call.numel // TILE)
-        # a block never exceeds the row by more than padding to a power of two of tiles
-        self.block_tiles = min(chosen.block // TILE, 1 << (self.tiles - 1).bit_length())
-        self.programs = -(-self.tiles // self.block_tiles)
-        # rows shorter than a tile take fewer lanes, and a warp for every 512
-        self.log_tile = min(max((call.numel - 1).bit_length(), MIN_LOG), TILE.bit_length() - 1)
-        self.guided = call.uncond is not None and call.scale is not None
-        self.rescale = call.rescale if self.guided else "none"
-        warps = min(chosen.num_warps, max(1, (self.block_tiles << self.log_tile) // 512))
-        outer, channels, inner = call.token
-        by_token = self.rescale == "token"
-        self.align = _alignment(call.numel | (inner if by_token and inner > 1 else 0), elements)
-        self.units = call.numel // self.align
-        options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": False}
-        self.block = {"TILES": self.block_tiles, "LOG": self.log_tile, "ALIGN": self.align, **options}
-        self.tokens = outer * inner
-        self.inner = inner // self.align if by_token and inner > 1 else 0
-        self.token = {"CHANNELS": channels if by_token else 0, "LAST": by_token and inner == 1}
-        log_channels = max(channels - 1, 0).bit_length()
-        self.block_tokens = max(1, min(chosen.block >> log_channels, 1 << max(self.tokens - 1, 0).bit_length()))
-        self.token_programs = -(-self.tokens // self.block_tokens)
-        options["num_warps"] = min(chosen.token_warps, max(1, (self.block_tokens << log_channels) // 512))
-        self.tokenwise = {
-            "TOKENS": self.block_tokens,
-            "LOG": log_channels,
-            **self.token,
-            "ALIGN": self.align,
-            **options,
-        }
-        self.lanes = {"LANES": chosen.lanes, "UNROLL": chosen.unroll, "num_warps": 1, "enable_fp_fusion": False}
-        self.row_programs = -(-call.batch // chosen.lanes)
-
-    def row(self, t: Tensor | None) -> int:
-        """Row stride of a tensor of elements, in units."""
-        return _row(t) // self.align
-
-    def scratch(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=self.call.sample.device)
-
-    def factors(
-        self, velocity: Tensor, uncond: Tensor | None, totals: Tensor | None = None, index: Tensor | None = None
-    ) -> Tensor:
-        """The rescale factors of a pair of velocities, float32 [batch, tokens] or [batch, 1]."""
-        from ..kernels import guidance
-
-        call, batch = self.call, self.call.batch
-        pair = (velocity, uncond, call.scale, index)
-        rows = (self.row(velocity), self.row(uncond), _row(call.scale), velocity.shape[0])
-        if call.rescale == "token":
-            factors = self.scratch(batch, self.tokens)
-            guidance.token_factor_kernel[(batch * self.token_programs,)](
-                *pair, factors, *rows, self.tokens, self.token_programs, self.inner, **self.tokenwise
-            )  # fmt: skip
-            return factors
-        squares, guided_squares = self.scratch(self.tiles, batch), self.scratch(self.tiles, batch)
-        guidance.sample_square_kernel[(batch * self.programs,)](
-            *pair, squares, guided_squares, *rows, self.units, batch, self.programs, **self.block
-        )  # fmt: skip
-        factors = self.scratch(batch, 1)
-        guidance.sample_factor_kernel[(self.row_programs,)](
-            squares, guided_squares, factors, totals, batch, self.tiles, **self.lanes
-        )
-        return factors
-
-    def others(self, shift: Tensor | None, drift: Tensor | None) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
-        """(ref_velocity, ref_uncond, its factors, old_mean) where they are wanted, else None; and three row strides."""
-        if shift is None and drift is None:
-            return (None, None, None, None), (0, 0, 0)
-        call = self.call
-        velocity = None if shift is None else call.ref_velocity
-        uncond = call.ref_uncond if shift is not None and self.guided else None
-        factors = None if velocity is None or self.rescale == "none" else self.factors(velocity, uncond)
-        old_mean = None if drift is None else call.old_mean
-        return (velocity, uncond, factors, old_mean), (self.row(velocity), self.row(uncond), self.row(old_mean))
-
-
-def _on_device(t: Tensor) -> Any:
-    """Triton launches on the current device; make it the tensors'."""
-    return torch.cuda.device(t.device if t.is_cuda else -1)
-
-
-@functools.cache
-def _ready(device: torch.device) -> None:
-    """Loads what FASTFLOW_CACHE_DIR holds for the device, before its first launch. Raises CacheError if that is stale."""
-    folder = _env.cache_dir()
-    if folder is None or _env.triton_interpret():
-        return
-    from triton.runtime import driver
-
-    from ..compile import cache
-
-    cache.load(folder, f"sm_{driver.active.get_current_target().arch}")
-
-
 def step(call: StepCall) -> None:
     """Writes every slot of the call that is not None."""
     if call.batch == 0 or call.numel == 0:
         _empty(call)
         return
-    with _on_device(call.sample):
-        _ready(call.sample.device)
-        launch_step(call, _config(call.sample.device))
+    with on_device(call.sample):
+        ready(call.sample.device)
+        launch_step(call, chosen_config(call.sample.device))
 
 
 def _empty(call: StepCall) -> None:
@@ -241,7 +108,7 @@ def launch_step(call: StepCall, config: Config) -> None:
     ]
     elements += [call.ode_next, call.mean, call.log_prob if call.reduce == 2 else None]
     elements += [call.ref_velocity, call.ref_uncond, call.old_mean]
-    launch = _Launch(call, config, elements)
+    launch = Launch(call, config, elements)
     batch, tiles, whole, row = call.batch, launch.tiles, launch.programs == 1, launch.row
     uncond, scale = (call.uncond, call.scale) if launch.guided else (None, None)
     factors = launch.factors(call.velocity, uncond, index=call.rows) if launch.rescale != "none" else None
@@ -252,7 +119,7 @@ def launch_step(call: StepCall, config: Config) -> None:
     sums = launch.scratch(tiles, batch) if scored and not whole else None
     shifts = shift if shift is None or whole else launch.scratch(tiles, batch)
     drifts = drift if drift is None or whole else launch.scratch(tiles, batch)
-    mask = _bytes(call.mask) if call.log_prob is not None or shift is not None or drift is not None else None
+    mask = as_bytes(call.mask) if call.log_prob is not None or shift is not None or drift is not None else None
     counts = launch.scratch(tiles, batch, dtype=torch.int32) if summed and mask is not None else None
     marks = launch.scratch(tiles, batch, dtype=torch.int32) if call.flags is not None and not whole else None
     noise, seeds, given = call.noise, call.seeds, call.given
@@ -263,8 +130,8 @@ def launch_step(call: StepCall, config: Config) -> None:
         sums, counts, marks,
         row(call.sample), row(call.velocity), row(uncond), row(noise), row(given), row(mask), *other_rows,
         row(call.next_sample), row(call.clean), row(call.ode_next), row(call.mean),
-        row(call.log_prob) if call.reduce == 2 else _row(call.log_prob), _row(call.flags), _row(call.coef), _row(scale),
-        _row(seeds), _row(call.step), call.sample.shape[0], call.stream, call.offset,
+        row(call.log_prob) if call.reduce == 2 else stride(call.log_prob), stride(call.flags), stride(call.coef), stride(scale),
+        stride(seeds), stride(call.step), call.sample.shape[0], call.stream, call.offset,
         0 if factors is None else factors.shape[1], launch.inner, launch.units, batch, launch.programs, call.score,
         RESCALE=launch.rescale, **launch.token, REDUCE=call.reduce, SCORE_ROUNDED=call.score_rounded,
         NEXT=kept, WHOLE=whole, **launch.block,
@@ -272,7 +139,7 @@ def launch_step(call: StepCall, config: Config) -> None:
     if summed or marks is not None:
         reduce.finish_kernel[(launch.row_programs,)](
             sums, counts, marks, shifts, drifts, call.coef, call.rows, call.log_prob if scored else None, call.flags, shift,
-            drift, _row(call.coef), _row(call.log_prob), _row(call.flags), call.sample.shape[0], batch, tiles, call.numel,
+            drift, stride(call.coef), stride(call.log_prob), stride(call.flags), call.sample.shape[0], batch, tiles, call.numel,
             call.score, REDUCE=call.reduce, **launch.lanes,
         )  # fmt: skip
 
@@ -282,9 +149,9 @@ def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_
     drift, contracted with `grad_shift` and `grad_drift`."""
     if call.batch == 0 or call.numel == 0:
         return
-    with _on_device(call.sample):
-        _ready(call.sample.device)
-        launch_backward(call, grad, grad_velocity, grad_uncond, _config(call.sample.device))
+    with on_device(call.sample):
+        ready(call.sample.device)
+        launch_backward(call, grad, grad_velocity, grad_uncond, chosen_config(call.sample.device))
 
 
 def launch_backward(
@@ -298,10 +165,10 @@ def launch_backward(
         grad = grad.reshape(call.batch, call.numel).contiguous()
     elements = [call.sample, call.velocity, call.uncond, call.given, call.mask, grad_velocity, grad_uncond]
     elements += [call.ref_velocity, call.ref_uncond, call.old_mean]
-    launch = _Launch(call, config, [*elements, grad if each else None])
+    launch = Launch(call, config, [*elements, grad if each else None])
     batch, tiles, row = call.batch, launch.tiles, launch.row
     uncond, scale = (call.uncond, call.scale) if launch.guided else (None, None)
-    mask, counts = _bytes(call.mask), None
+    mask, counts = as_bytes(call.mask), None
     on_shift, on_drift = (None if t is None else t.contiguous() for t in (call.grad_shift, call.grad_drift))
     means = on_shift is not None or on_drift is not None
     if mask is not None and (call.reduce == 0 or means):
@@ -313,7 +180,7 @@ def launch_backward(
     others += (on_shift, on_drift)
     rows = (row(call.sample), row(call.velocity), row(uncond), row(call.given), row(mask), *other_rows)
     grads, grad_rows = (grad_velocity, grad_uncond), (row(grad_velocity), row(grad_uncond))
-    small = (row(grad) if each else _row(grad), _row(call.coef), _row(scale), launch.units, call.score)
+    small = (row(grad) if each else stride(grad), stride(call.coef), stride(scale), launch.units, call.score)
     if launch.rescale == "token":
         kernels.token_backward_kernel[(batch * launch.token_programs,)](
             call.sample, call.velocity, uncond, scale, call.coef, call.given, mask, grad, counts, *others, *grads,

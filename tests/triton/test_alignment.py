@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastflow.backends import triton
+from fastflow.backends import triton, triton_launch
 from tests.triton.calls import DEVICE, SLOTS, assert_same, check, copy, expected, gradients, make_call
 
 N = 4096
@@ -28,13 +28,13 @@ def form(request: pytest.FixtureRequest) -> Any:
 
 
 def alignment(t: torch.Tensor) -> int:
-    return triton._alignment(t.shape[1], [t])
+    return triton_launch.alignment(t.shape[1], [t])
 
 
 def test_what_vectors_need() -> None:
     make = torch.zeros
-    assert alignment(make(2, N)) == alignment(make(3, N + 16)[:, :N]) == triton.ALIGNED
-    assert alignment(make(1, N + 1)[:, :N]) == triton.ALIGNED  # one row: no stride
+    assert alignment(make(2, N)) == alignment(make(3, N + 16)[:, :N]) == triton_launch.ALIGNED
+    assert alignment(make(1, N + 1)[:, :N]) == triton_launch.ALIGNED  # one row: no stride
     assert alignment(make(2, N + 8)) == alignment(make(2, N + 8)[:, :N]) == alignment(make(2, 2 * N)[:, 1 : N + 1]) == 1
 
 
