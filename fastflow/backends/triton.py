@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import _env
 from .base import StepCall
 from .triton_launch import Launch, as_bytes, chosen_config, on_device, ready, stride
+from .triton_losses import policy_rows as policy_rows
 
 if TYPE_CHECKING:
     from ..kernels.config import Config
