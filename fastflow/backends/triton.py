@@ -12,6 +12,8 @@ from torch import Tensor
 from .. import _env
 from .base import StepCall
 from .triton_launch import Launch, as_bytes, chosen_config, on_device, ready, stride
+from .triton_losses import matching as matching
+from .triton_losses import matching_backward as matching_backward
 from .triton_losses import policy_rows as policy_rows
 
 if TYPE_CHECKING:
@@ -169,14 +171,10 @@ def launch_backward(
     launch = Launch(call, config, [*elements, grad if each else None])
     batch, tiles, row = call.batch, launch.tiles, launch.row
     uncond, scale = (call.uncond, call.scale) if launch.guided else (None, None)
-    mask, counts = as_bytes(call.mask), None
+    mask = as_bytes(call.mask)
     on_shift, on_drift = (None if t is None else t.contiguous() for t in (call.grad_shift, call.grad_drift))
     means = on_shift is not None or on_drift is not None
-    if mask is not None and (call.reduce == 0 or means):
-        counts = torch.zeros(batch, dtype=torch.int32, device=call.sample.device)
-        kernels.count_kernel[(batch * launch.programs,)](
-            mask, counts, row(mask), launch.units, launch.programs, **launch.block
-        )
+    counts = launch.counts() if call.reduce == 0 or means else None
     others, other_rows = launch.others(on_shift, on_drift)
     others += (on_shift, on_drift)
     rows = (row(call.sample), row(call.velocity), row(uncond), row(call.given), row(mask), *other_rows)

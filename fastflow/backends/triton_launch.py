@@ -95,6 +95,19 @@ class Launch:
     def scratch(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.call.sample.device)
 
+    def counts(self) -> Tensor | None:
+        """How many elements of each row the mask keeps, int32 [batch]; None without a mask."""
+        from ..kernels import log_prob_backward
+
+        mask = as_bytes(self.call.mask)
+        if mask is None:
+            return None
+        counts = torch.zeros(self.call.batch, dtype=torch.int32, device=mask.device)
+        log_prob_backward.count_kernel[(self.call.batch * self.programs,)](
+            mask, counts, self.row(mask), self.units, self.programs, **self.block
+        )
+        return counts
+
     def factors(
         self, velocity: Tensor, uncond: Tensor | None, totals: Tensor | None = None, index: Tensor | None = None
     ) -> Tensor:

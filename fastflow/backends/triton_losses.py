@@ -1,4 +1,4 @@
-"""The Triton backend's losses: what `ff.policy_loss` makes of its rows."""
+"""The Triton backend's losses: what `ff.policy_loss` makes of its rows, and the row means of `ff.matching_loss`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import struct
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from . import policy_rows as plain
-from .base import PolicyCall
-from .triton_launch import chosen_config, on_device, ready, stride
+from .base import PolicyCall, StepCall
+from .triton_launch import Launch, as_bytes, chosen_config, on_device, ready, stride
 
 if TYPE_CHECKING:
     from ..kernels.config import Config
@@ -42,4 +43,66 @@ def launch_policy(call: PolicyCall, config: Config) -> None:
         scratch, stride(call.coef), batch, int(call.gaussian), call.objective, call.kl,
         *map(_bits, (call.below, call.above, call.kl_weight, call.divergence)),
         LANES=LANES, UNROLL=config.unroll, num_warps=LANES // 32, enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def matching(call: StepCall, beta: float, means: Tensor) -> None:
+    """Fills means [6, B]; see fastflow/ops/matching.py for what they are."""
+    if call.batch == 0 or call.numel == 0:
+        means.zero_()
+        return
+    with on_device(call.sample):
+        ready(call.sample.device)
+        launch_matching(call, beta, means, chosen_config(call.sample.device))
+
+
+def _inputs(call: StepCall) -> tuple[Tensor | None, ...]:
+    """The tensors of elements that a matching loss reads."""
+    drawn = call.noise if call.given is None else None
+    return (call.velocity, call.sample, call.old_mean, call.ref_velocity, call.given, drawn)
+
+
+def _arguments(call: StepCall, launch: Launch) -> tuple[tuple[Tensor | None, ...], tuple[int, ...]]:
+    """The tensors that both passes begin with, and their row strides."""
+    read, mask = _inputs(call), as_bytes(call.mask)
+    strides = (*map(launch.row, read), stride(call.seeds), stride(call.step), launch.row(mask))
+    return (*read, call.seeds, call.step, mask), strides
+
+
+def launch_matching(call: StepCall, beta: float, means: Tensor, config: Config) -> None:
+    """The launches of a matching loss's means on Triton's active device, cut up by `config`."""
+    from ..kernels import matching as kernels
+
+    launch = Launch(call, config, [*_inputs(call), call.mask])
+    batch, tiles, whole = call.batch, launch.tiles, launch.programs == 1
+    tensors, strides = _arguments(call, launch)
+    sums = means if whole else launch.scratch(tiles, 6 * batch)
+    counts = launch.scratch(tiles, batch, dtype=torch.int32) if call.mask is not None and not whole else None
+    kernels.matching_kernel[(batch * launch.programs,)](
+        *tensors, sums, counts, *strides, call.stream, call.offset, beta, launch.units, batch, launch.programs,
+        WHOLE=whole, **launch.block,
+    )  # fmt: skip
+    if not whole:
+        programs = -(-6 * batch // config.lanes)
+        kernels.means_kernel[(programs,)](sums, counts, means, batch, tiles, call.numel, **launch.lanes)
+
+
+def matching_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor) -> None:
+    """Writes the gradient in velocity of the first, third and last mean, contracted with grad [3, B]."""
+    if call.batch == 0 or call.numel == 0:
+        return
+    with on_device(call.sample):
+        ready(call.sample.device)
+        launch_matching_backward(call, grad, grad_velocity, chosen_config(call.sample.device))
+
+
+def launch_matching_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, config: Config) -> None:
+    """The launches of a matching loss's gradient on Triton's active device, cut up by `config`."""
+    from ..kernels import matching as kernels
+
+    launch = Launch(call, config, [*_inputs(call), call.mask, grad_velocity])
+    tensors, strides = _arguments(call, launch)
+    kernels.matching_backward_kernel[(call.batch * launch.programs,)](
+        *tensors, grad, launch.counts(), grad_velocity, *strides, launch.row(grad_velocity), call.stream, call.offset,
+        launch.units, call.batch, launch.programs, **launch.block,
     )  # fmt: skip
