@@ -18,13 +18,9 @@ def float64_of(bits):
 
 
 @triton.jit
-def wide(pointer, row, present, absent):
-    """float64 of the rows' float32 at `pointer`; `absent` where there is none."""
-    if pointer is None:
-        value = tl.zeros_like(row).to(tl.float64) + absent
-    else:
-        value = tl.load(pointer + row, mask=present, other=0.0).to(tl.float64)
-    return value
+def wide(pointer, present, absent):
+    """float64 of the float32 at `pointer`, `absent` where not `present`."""
+    return tl.load(pointer, mask=present, other=absent).to(tl.float64)
 
 
 @triton.jit
@@ -47,7 +43,7 @@ def surrogate(ratio, far, advantage, weight, below, above, divergence, objective
     dppo = objective == 3
     outside = tl.where(dppo, far_left, beyond)
     loss = tl.where(dppo, tl.where(far_left, 0.0, plain * weight), tl.where(higher, plain, clipped) * weight)
-    return loss, outside, (outside == 0) | ((objective != 3) & higher)
+    return loss, outside, tl.where(dppo, far_left == 0, (beyond == 0) | higher)
 
 
 @triton.jit
@@ -69,18 +65,21 @@ def put(scratch, column: tl.constexpr, row, value, live, present):
 @kernel
 def policy_kernel(
     log_prob, shift, drift, old_log_prob, advantage, weight, coef, info, rows, scratch,
-    coef_row, batch, gaussian, objective, kl,
+    coef_row, batch, has, gaussian, objective, kl,
     below: tl.int64, above: tl.int64, kl_weight: tl.int64, divergence: tl.int64,
     LANES: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """info [8] and rows [5, batch] of `PolicyCall` (fastflow/backends/base.py), by way of scratch float64 [batch, 8].
 
-    The last four arguments are float64 bits. objective: 0 PPO, 1 guard, 2 guard ratio, 3 DPPO. kl: 0 none, 1 Gaussian,
-    2 without the step's length, 3 of means, 4 of velocities, 5 of the log-ratio.
+    has: 1 with shift, 2 with drift, 4 with weight; absent ones are any pointer, and not read, so that there is one variant.
+    objective: 0 PPO, 1 guard, 2 guard ratio, 3 DPPO. kl: 0 none, 1 Gaussian, 2 without the step's length, 3 of means, 4 of
+    velocities, 5 of the log-ratio. below, above, kl_weight and divergence are float64 bits.
     """
     lower, upper, kl_scale = float64_of(below), float64_of(above), float64_of(kl_weight)
     allowed = float64_of(divergence)
     guard = (objective == 1) | (objective == 2)
+    shifts, drifts = tl.where((has & 1) != 0, batch, 0), tl.where((has & 2) != 0, batch, 0)
+    weights = tl.where((has & 4) != 0, batch, 0)
     lanes = tl.arange(0, LANES)
 
     number = batch * 0
@@ -98,19 +97,20 @@ def policy_kernel(
         row = start + lanes
         present = row < batch
         at = coef + row.to(tl.int64) * coef_row
-        b, std = wide(at + 1, 0, present, 0.0), wide(at + 2, 0, present, 0.0)
-        length = wide(at + 7, 0, present, 0.0) - wide(at + 8, 0, present, 0.0)
-        gain = wide(advantage, row, present, 0.0)
+        b, std = wide(at + 1, present, 0.0), wide(at + 2, present, 0.0)
+        length = wide(at + 7, present, 1.0) - wide(at + 8, present, 0.0)
+        gain = wide(advantage + row, present, 0.0)
         live = counts_in(coef, row, coef_row, gaussian, present)
 
         std = tl.where(std > 0.0, std, 1.0)
         variance = 2.0 * std * std
-        far = wide(drift, row, present, 0.0) / variance
-        log_ratio = wide(log_prob, row, present, 0.0) - wide(old_log_prob, row, present, 0.0)
+        far = wide(drift + row, row < drifts, 0.0) / variance
+        log_ratio = wide(log_prob + row, present, 0.0) - wide(old_log_prob + row, present, 0.0)
         ratio = tl.exp(tl.where(guard, (log_ratio + far) * std, log_ratio))
-        scale = wide(weight, row, present, 1.0) / tl.where((objective == 1) & present, length, 1.0)
+        scale = wide(weight + row, row < weights, 1.0) / tl.where(objective == 1, length, 1.0)
         loss, outside, moving = surrogate(ratio, far, gain, scale, lower, upper, allowed, objective)
-        distance, on_shift = divergence_of(log_ratio, wide(shift, row, present, 0.0), b, variance, length, kl)
+        apart = wide(shift + row, row < shifts, 0.0)
+        distance, on_shift = divergence_of(log_ratio, apart, b, variance, length, kl)
         on_ratio = tl.where(moving, -gain * scale * ratio * tl.where(guard, std, 1.0), 0.0)
         on_log_prob = tl.where(kl == 5, on_ratio + kl_scale * log_ratio, on_ratio)
         on_drift = tl.where(guard, on_ratio / variance, 0.0)

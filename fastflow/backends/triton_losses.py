@@ -36,11 +36,13 @@ def launch_policy(call: PolicyCall, config: Config) -> None:
     """The launch of a policy loss's rows on Triton's active device."""
     from ..kernels import policy
 
-    batch = len(call.log_prob)
+    batch, optional = len(call.log_prob), (call.shift, call.drift, call.weight)
+    shift, drift, weight = (call.log_prob if t is None else t for t in optional)
+    has = sum((t is not None) << bit for bit, t in enumerate(optional))
     scratch = call.log_prob.new_empty((batch, 8), dtype=torch.float64)
     policy.policy_kernel[(1,)](
-        call.log_prob, call.shift, call.drift, call.old_log_prob, call.advantage, call.weight, call.coef, call.info, call.rows,
-        scratch, stride(call.coef), batch, int(call.gaussian), call.objective, call.kl,
+        call.log_prob, shift, drift, call.old_log_prob, call.advantage, weight, call.coef, call.info, call.rows, scratch,
+        stride(call.coef), batch, has, int(call.gaussian), call.objective, call.kl,
         *map(_bits, (call.below, call.above, call.kl_weight, call.divergence)),
         LANES=LANES, UNROLL=config.unroll, num_warps=LANES // 32, enable_fp_fusion=False,
     )  # fmt: skip

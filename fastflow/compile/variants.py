@@ -1,20 +1,22 @@
-"""The calls whose launches are compiled ahead: what rollouts, `ff.step`, `ff.log_prob` and `ff.policy_loss` commonly ask for.
+"""The calls whose launches are compiled ahead: what rollouts, `ff.step`, `ff.log_prob`, `ff.policy_loss` and
+`ff.matching_loss` commonly ask for.
 
-Rows are longer than one tile (2,048 elements) and begin at multiples of 16. Everything else (short rows, masks, sums, other
-mixtures of dtypes) compiles at its first launch, as ever.
+Rows are longer than one tile (2,048 elements) and begin at multiples of 16. Everything else (short rows, masks, sums, float16
+states, other mixtures of dtypes) compiles at its first launch, as ever.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from ..backends import triton as backend
-from ..backends.base import StepCall
+from ..backends import triton_losses as losses
+from ..backends.base import PolicyCall, StepCall
 from ..dynamics.columns import COLUMNS
 
 if TYPE_CHECKING:
@@ -24,8 +26,18 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 BATCH, NUMEL = 2, 4096
 CHANNELS = 64  # of a token: what FLUX and Qwen-Image pack a latent into
 # (state, velocity); networks answer in the narrow dtypes, states are float32 unless asked otherwise
-PAIRS = ((F32, BF16), (F32, F32), (F32, F16), (BF16, BF16), (F16, F16))
+PAIRS = ((F32, BF16), (F32, F32), (F32, F16), (BF16, BF16))
 _SHORT = {F32: "f32", BF16: "bf16", F16: "f16"}
+
+
+class Compiled(Protocol):
+    """What is compiled together, under one name."""
+
+    @property
+    def label(self) -> str: ...
+
+    def launch(self, config: Config) -> None:
+        """What the backend launches for it, on Triton's active device."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,6 @@ class Variant:
         )
 
     def launch(self, config: Config) -> None:
-        """What the backend launches for it, on Triton's active device."""
         call = self.call()
         backend.launch_step(call, config)
         if self.gradient is not None:
@@ -113,7 +124,40 @@ class Variant:
             backend.launch_backward(call, torch.ones(BATCH), torch.zeros_like(call.velocity), uncond, config)
 
 
-def variants() -> Iterator[Variant]:
+@dataclass(frozen=True)
+class PolicyRows:
+    """The rows of a policy loss: one kernel for every objective and divergence."""
+
+    label: str = "policy rows"
+
+    def launch(self, config: Config) -> None:
+        rows = torch.zeros(5, BATCH)
+        call = PolicyCall(
+            rows[0], None, None, rows[0], rows[0], None, torch.zeros(1, COLUMNS), True, 0.0, 0.0, 0.0, 0.0, 0, 0,
+            torch.zeros(8), rows,
+        )  # fmt: skip
+        losses.launch_policy(call, config)
+
+
+@dataclass(frozen=True)
+class Matching:
+    """A matching loss whose noise is drawn, and its gradient. networks: the others, "old" and "ref", that it compares with."""
+
+    networks: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return " ".join(["f32/bf16 matching seeds", *self.networks, "grad:velocity"])
+
+    def launch(self, config: Config) -> None:
+        call = Variant(F32, BF16, "seeds", ()).call()
+        call.old_mean = torch.zeros_like(call.velocity) if "old" in self.networks else None
+        call.ref_velocity = torch.zeros_like(call.velocity) if "ref" in self.networks else None
+        losses.launch_matching(call, 1.0, torch.zeros(6, BATCH), config)
+        losses.launch_matching_backward(call, torch.zeros(3, BATCH), torch.zeros_like(call.velocity), config)
+
+
+def variants() -> Iterator[Compiled]:
     """All of them, in the order of tables. A kernel that two of them launch is compiled once."""
     for state in (F32, BF16, F16):
         yield Variant(F32, F32, "seeds", ("next_sample",), kept=state)  # draws alone: initial noise
@@ -123,6 +167,9 @@ def variants() -> Iterator[Variant]:
             if state == F32:
                 yield from _wide_states(velocity, guided)
     yield from _rescaled(F32, BF16)
+    yield PolicyRows()
+    for networks in ((), ("old",), ("old", "ref")):
+        yield Matching(networks)
 
 
 def _every_pair(state: torch.dtype, velocity: torch.dtype, guided: bool) -> Iterator[Variant]:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from fastflow.kernels import config
 
-from fastflow.backends import reference
+from fastflow.backends import matching, policy_rows, reference, triton_losses
 from fastflow.backends import triton as backend
-from fastflow.backends.base import StepCall
+from fastflow.backends.base import PolicyCall, StepCall
 from fastflow.compile.triton_aot import StandIn
 
 
@@ -56,3 +56,15 @@ class Both:
     def log_prob_backward(self, call: StepCall, grad: torch.Tensor, *grads: torch.Tensor | None) -> None:
         backend.launch_backward(call, grad, *grads, config.DEFAULT)
         reference.log_prob_backward(call, grad, *grads)
+
+    def policy_rows(self, call: PolicyCall) -> None:
+        triton_losses.launch_policy(call, config.DEFAULT)
+        policy_rows.policy_rows(call)
+
+    def matching(self, call: StepCall, beta: float, means: torch.Tensor) -> None:
+        triton_losses.launch_matching(call, beta, means, config.DEFAULT)
+        matching.matching(call, beta, means)
+
+    def matching_backward(self, call: StepCall, grad: torch.Tensor, grad_velocity: torch.Tensor) -> None:
+        triton_losses.launch_matching_backward(call, grad, grad_velocity, config.DEFAULT)
+        matching.matching_backward(call, grad, grad_velocity)

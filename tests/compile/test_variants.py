@@ -39,7 +39,8 @@ def test_there_are_about_a_hundred(known: set[tuple[str, str]]) -> None:
     assert 80 <= len(known) <= 110
     assert {name for name, _ in known} == {
         "step_kernel", "finish_kernel", "backward_kernel", "token_factor_kernel", "token_backward_kernel",
-        "sample_square_kernel", "sample_factor_kernel", "dot_kernel", "pulls_kernel",
+        "sample_square_kernel", "sample_factor_kernel", "dot_kernel", "pulls_kernel", "policy_kernel", "matching_kernel",
+        "means_kernel", "matching_backward_kernel",
     }  # fmt: skip
 
 
@@ -123,8 +124,40 @@ def test_a_policy_loss_with_a_reference(known: set[tuple[str, str]], monkeypatch
             ref_velocity=ref_v.to(BF16), ref_uncond=ref_u.to(BF16), kl="gaussian", kl_weight=0.1,
         )  # fmt: skip
         loss.backward()
-    assert {name for name, _ in found} == {"step_kernel", "finish_kernel", "backward_kernel"}
+    assert {name for name, _ in found} == {"step_kernel", "finish_kernel", "backward_kernel", "policy_kernel"}
     assert found <= known, sorted(name for name, _ in found - known)
+
+
+@pytest.mark.usefixtures("both")
+@pytest.mark.parametrize("networks", [(), ("old",), ("old", "ref")], ids=str)
+def test_a_matching_loss(
+    known: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, networks: tuple[str, ...]
+) -> None:
+    clean, v, other = (torch.randn(3, *SHAPE) for _ in range(3))
+    form: dict[str, Any] = {f"{name}_velocity": other.to(BF16) for name in networks}
+    form |= {"objective": "nft", "advantage": torch.ones(3)} if networks else {}
+    leaf = v.to(BF16).requires_grad_()
+    with asked(monkeypatch) as found:
+        loss, _ = ff.matching_loss(leaf, clean, torch.full((3,), 0.5), ff.Noise([1, 2, 3], 1), beta=0.3, **form)
+        loss.backward()
+    assert {name for name, _ in found} == {"matching_kernel", "means_kernel", "matching_backward_kernel"}
+    assert found <= known, sorted(name for name, _ in found - known)
+
+
+@pytest.mark.usefixtures("both")
+@pytest.mark.parametrize("objective", ["ppo", "guard"])
+def test_one_kernel_for_the_rows_of_every_policy_loss(
+    known: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    x, given, v, old = (torch.randn(3, *SHAPE) for _ in range(4))
+    at = ff.FlowSDE(0.7).transitions(ff.sigma_schedule(4, shift=3.0)).at(torch.tensor([1, 0, 2]))
+    with asked(monkeypatch) as found:
+        ff.policy_loss(
+            x, v, given, at, torch.zeros(3), torch.ones(3), row_weight=torch.ones(3), objective=objective, kl="log_ratio",
+            old_mean=old if objective != "ppo" else None, kl_weight=-1.0, clip=(1.0, 2.0),
+        )  # fmt: skip
+    rows = {launch for launch in found if launch[0] == "policy_kernel"}
+    assert len(rows) == 1 and rows <= known
 
 
 def test_what_is_not_common_is_not_compiled_ahead(known: set[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
