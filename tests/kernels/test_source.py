@@ -30,13 +30,13 @@ def test_nothing_of_one_vendor_and_no_search(path: Path) -> None:
 @pytest.mark.skipif(_env.triton_interpret(), reason="TRITON_INTERPRET is set: there are no kernels to look at")
 def test_no_kernel_has_variants_by_value() -> None:
     pytest.importorskip("triton", reason="needs triton")
-    from fastflow.kernels import guidance, log_prob_backward, reduce, transition
+    from fastflow.kernels import guidance, log_prob_backward, matching, policy, reduce, transition
 
     found = 0
-    for module in (guidance, log_prob_backward, reduce, transition):
+    for module in (guidance, log_prob_backward, matching, policy, reduce, transition):
         for name, kernel in vars(module).items():
             if name.endswith("_kernel"):
                 found += 1
                 special = [p.name for p in kernel.params if not (p.is_constexpr or p.do_not_specialize)]
                 assert not special, f"{name} has variants by the value of {', '.join(special)}"
-    assert found == 10
+    assert found == 14
