@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a policy loss makes of one row's numbers, in double: its loss, and the derivatives in the row's three means. A batch has
-// tens of rows, so double costs nothing, and exp rounds to the same float everywhere.
+// What a policy loss makes of its rows' numbers, in double: losses, the derivatives in each row's three means, and what
+// is told of the batch. It has tens of rows, so double costs nothing, and exp rounds to the same float everywhere.
 #pragma once
 
 #include <cmath>
+#include <limits>
 
-#include "lane.h"
+#include "transition.h"
 
 namespace fastflow {
 
 enum Objective { PPO, GUARD, GUARD_RATIO, DPPO };
 enum Divergence { KL_NONE, KL_GAUSSIAN, KL_STEPLESS, KL_MEAN, KL_VELOCITY, KL_LOG_RATIO };
+
+enum PolicyInfo { LOSS, ROWS, RATIO_MEAN, RATIO_MAX, RATIO_MIN, CLIP_FRACTION, APPROX_KL, DIVERGENCE, POLICY_INFO };
+
+constexpr double BEYOND = std::numeric_limits<double>::infinity();  // every ratio
 
 struct PolicyTerms {
   double below, above, kl_weight, divergence;  // 1 - clip, 1 + clip
@@ -65,6 +70,58 @@ FASTFLOW_FN PolicyResult policy_row(const PolicyRow& r, const PolicyTerms& t) {
   out.on_shift = t.kl_weight * on_shift;
   out.loss = out.loss + t.kl_weight * out.kl;
   return out;
+}
+
+// A batch: PolicyCall of fastflow/backends/base.py, whose order `read_policy` in reader.h has.
+struct PolicyCall {
+  int64_t batch;
+  // float32 [batch]; shift, drift and weight may be absent. coef: rows of 16, `coef_stride` apart (0: one for all).
+  const float *log_prob, *shift, *drift, *old_log_prob, *advantage, *weight, *coef;
+  int64_t coef_stride;
+  bool gaussian;  // rows with std 0 do not count
+  PolicyTerms terms;
+  float *info, *rows;  // [POLICY_INFO]; [5, batch]: ratio, kl, and the loss's derivatives in log_prob, shift, drift
+};
+
+FASTFLOW_FN bool policy_counts(const PolicyCall& call, int64_t row) {
+  return !call.gaussian || call.coef[row * call.coef_stride + STD] > 0.0f;
+}
+
+// Writes a row's outputs, in a batch of which `rows` count, and says what it gives to the batch's info.
+FASTFLOW_FN void finish_policy_row(const PolicyCall& call, int64_t row, double rows, double (&info)[POLICY_INFO]) {
+  const float* t = call.coef + row * call.coef_stride;
+  const PolicyRow in{call.log_prob[row], call.shift ? call.shift[row] : 0.0, call.drift ? call.drift[row] : 0.0,
+                     call.old_log_prob[row], call.advantage[row], call.weight ? call.weight[row] : 1.0,
+                     t[B], t[STD], static_cast<double>(t[SIGMA]) - static_cast<double>(t[SIGMA_NEXT])};
+  const PolicyResult out = policy_row(in, call.terms);
+  const bool live = policy_counts(call, row);
+  float* to = call.rows + row;
+  to[0] = static_cast<float>(out.ratio);
+  to[call.batch] = static_cast<float>(out.kl);
+  to[2 * call.batch] = live ? static_cast<float>(out.on_log_prob / rows) : 0.0f;
+  to[3 * call.batch] = live ? static_cast<float>(out.on_shift / rows) : 0.0f;
+  to[4 * call.batch] = live ? static_cast<float>(out.on_drift / rows) : 0.0f;
+  info[LOSS] = live ? out.loss : 0.0;
+  info[ROWS] = live ? 1.0 : 0.0;
+  info[RATIO_MEAN] = live ? out.ratio : 0.0;
+  info[RATIO_MAX] = live ? out.ratio : -BEYOND;
+  info[RATIO_MIN] = live ? out.ratio : BEYOND;
+  info[CLIP_FRACTION] = live && out.outside ? 1.0 : 0.0;
+  info[APPROX_KL] = live ? 0.5 * out.log_ratio * out.log_ratio : 0.0;
+  info[DIVERGENCE] = live ? out.kl : 0.0;
+}
+
+// Info k of no row, of one row more (in the order of the rows), and of the batch.
+FASTFLOW_FN double policy_start(int k) {
+  return k == RATIO_MAX ? -BEYOND : k == RATIO_MIN ? BEYOND : 0.0;
+}
+FASTFLOW_FN double policy_join(int k, double all, double more) {
+  if (k == RATIO_MAX) return more > all ? more : all;
+  if (k == RATIO_MIN) return more < all ? more : all;
+  return all + more;
+}
+FASTFLOW_FN float policy_info(int k, double all, double rows) {
+  return static_cast<float>(k == ROWS || k == RATIO_MAX || k == RATIO_MIN ? all : all / rows);
 }
 
 }  // namespace fastflow

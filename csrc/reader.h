@@ -7,6 +7,7 @@
 #include <string>
 
 #include "arguments.h"
+#include "policy.h"
 
 namespace fastflow {
 
@@ -25,10 +26,10 @@ class Reader {
     if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
     return value;
   }
-  float real() {
+  double real() {
     const double value = PyFloat_AsDouble(object());
     if (value == -1.0 && PyErr_Occurred()) throw py::error_already_set();
-    return static_cast<float>(value);
+    return value;
   }
   int small() { return static_cast<int>(integer()); }
   char* address() { return reinterpret_cast<char*>(integer()); }
@@ -73,7 +74,25 @@ inline void read_arguments(Arguments& call, const py::tuple& tensors, Reader& n)
   call.reduce = n.small();
   call.score_rounded = n.small();
   call.next_dtype = n.small();
-  call.beta = n.real();
+  call.beta = static_cast<float>(n.real());
+}
+
+constexpr Py_ssize_t POLICY_TENSORS = 9, POLICY_NUMBERS = 9;
+
+// The tensors of a policy loss, addresses or 0, and the first POLICY_NUMBERS of its numbers.
+inline void read_policy(PolicyCall& call, const py::tuple& addresses, Reader& n) {
+  Reader a(addresses, POLICY_TENSORS, "addresses");
+  for (const float** slot : {&call.log_prob, &call.shift, &call.drift, &call.old_log_prob, &call.advantage,
+                             &call.weight, &call.coef})
+    *slot = reinterpret_cast<const float*>(a.address());
+  for (float** slot : {&call.info, &call.rows}) *slot = reinterpret_cast<float*>(a.address());
+  call.batch = n.integer();
+  call.coef_stride = n.integer();
+  call.gaussian = n.small();
+  for (double* term : {&call.terms.below, &call.terms.above, &call.terms.kl_weight, &call.terms.divergence})
+    *term = n.real();
+  call.terms.objective = n.small();
+  call.terms.kl = n.small();
 }
 
 }  // namespace fastflow

@@ -29,16 +29,10 @@ void log_prob_backward(const py::tuple& tensors, const py::tuple& numbers) {
   active->log_prob_backward(call);
 }
 
-// addresses: log_prob, shift, drift, old_log_prob, advantage, weight, coef, info, rows; 0 where one is absent.
-void policy_rows(const py::tuple& addresses, int64_t batch, int64_t coef_stride, bool gaussian, double below,
-                 double above, double kl_weight, double divergence, int objective, int kl) {
-  Reader reader(addresses, 9, "addresses");
-  const auto at = [&] { return reinterpret_cast<float*>(reader.integer()); };
-  PolicyCall call{};
-  call.batch = batch, call.coef_stride = coef_stride, call.gaussian = gaussian;
-  call.terms = {below, above, kl_weight, divergence, objective, kl};
-  call.log_prob = at(), call.shift = at(), call.drift = at(), call.old_log_prob = at(), call.advantage = at();
-  call.weight = at(), call.coef = at(), call.info = at(), call.rows = at();
+void policy_rows(const py::tuple& addresses, const py::tuple& numbers) {
+  PolicyCall call;
+  Reader n(numbers, POLICY_NUMBERS, "numbers");
+  read_policy(call, addresses, n);
   policy(call);
 }
 
@@ -78,7 +72,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("log_prob_backward", &log_prob_backward, py::arg("tensors"), py::arg("numbers"));
   module.def("matching", &matching);
   module.def("matching_backward", &matching_backward);
-  module.def("policy_rows", &policy_rows);
+  module.def("policy_rows", &policy_rows, py::arg("addresses"), py::arg("numbers"));
   module.def("isas", &isas, "Instruction sets that this machine supports, best first.");
   module.def("isa", [] { return active->name; });
   module.def("set_isa", &set_isa, py::arg("name"), "For tests: every set gives the same bits.");

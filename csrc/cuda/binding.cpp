@@ -37,6 +37,17 @@ void log_prob_backward(const py::tuple& tensors, const py::tuple& numbers) {
   check(log_prob_backward_on(request.call, request.scratch, request.stream), "log_prob_backward");
 }
 
+// numbers end with the device and the stream.
+void policy_rows(const py::tuple& addresses, const py::tuple& numbers) {
+  PolicyCall call;
+  Stream stream;
+  Reader n(numbers, POLICY_NUMBERS + 2, "numbers");
+  read_policy(call, addresses, n);
+  stream.device = n.small();
+  stream.handle = n.address();
+  check(policy_rows_on(call, stream), "policy_rows");
+}
+
 // Why a device cannot run the kernels; None if it can.
 py::object refusal(int device) {
   const int error = load_on(device);
@@ -49,6 +60,7 @@ PYBIND11_MODULE(FASTFLOW_MODULE, module) {
   module.doc() = "Kernels of the cuda backend. Private: fastflow.backends.cuda checks what it passes.";
   module.def("step", &step, py::arg("tensors"), py::arg("numbers"));
   module.def("log_prob_backward", &log_prob_backward, py::arg("tensors"), py::arg("numbers"));
+  module.def("policy_rows", &policy_rows, py::arg("addresses"), py::arg("numbers"));
   module.def("scratch_words", &scratch_words_of, py::arg("backward"), py::arg("batch"), py::arg("numel"),
              py::arg("groups"), py::arg("clamp"), py::arg("means"), "Four-byte words of scratch that a call needs.");
   module.def("refusal", &refusal, py::arg("device"));

@@ -73,6 +73,12 @@ struct Call : Arguments {
   float* counts;        // [batch] elements that are scored
 };
 
+// What a program is called with.
+template <class Program>
+struct CalledWith {
+  using Type = Call;
+};
+
 constexpr uint32_t BAD = 1u << 31;  // a value that is not finite
 
 }  // namespace fastflow

@@ -14,8 +14,12 @@
 namespace fastflow {
 namespace {
 
+template <class Program>
+using Called = typename CalledWith<Program>::Type;
+
 template <class Program, int PHASE>
-__device__ __forceinline__ void run_phases(const Call& call, int64_t round, typename Program::Shared& shared) {
+__device__ __forceinline__ void run_phases(const Called<Program>& call, int64_t round,
+                                           typename Program::Shared& shared) {
   Program::template phase<PHASE>(call, blockIdx.x, threadIdx.x, round, shared);
   if constexpr (PHASE + 1 < Program::PHASES) {
     if (PHASE == 0 && Program::ends(call)) return;
@@ -30,7 +34,7 @@ __device__ __forceinline__ void run_phases(const Call& call, int64_t round, type
 
 // A kernel may start before the one that it reads from has ended, and waits for it here.
 template <class Program>
-__global__ void __launch_bounds__(THREADS, Program::BLOCKS) kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(THREADS, Program::BLOCKS) kernel(const __grid_constant__ Called<Program> call) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -65,7 +69,7 @@ class Launcher {
   explicit Launcher(Stream stream) : stream_(stream) {}
 
   template <class Program>
-  int run(const Call& call, int64_t blocks) {
+  int run(const Called<Program>& call, int64_t blocks) {
     if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
     cudaLaunchAttribute overlap{};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
@@ -122,6 +126,12 @@ int log_prob_backward_on(const Call& call, float* scratch, Stream stream) {
   const Current current(stream.device);
   Launcher launcher(stream);
   return current.error() ? current.error() : run_log_prob_backward(call, scratch, launcher);
+}
+
+int policy_rows_on(const PolicyCall& call, Stream stream) {
+  const Current current(stream.device);
+  Launcher launcher(stream);
+  return current.error() ? current.error() : launcher.run<PolicyRows>(call, 1);
 }
 
 int load_on(int device) {

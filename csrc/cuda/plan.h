@@ -4,6 +4,7 @@
 #pragma once
 
 #include "finish.h"
+#include "policy.h"
 #include "rescale.h"
 #include "step.h"
 

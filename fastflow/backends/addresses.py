@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import RESCALES, StepCall
+from .base import RESCALES, PolicyCall, StepCall
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 OTHER = 0  # int64, int32 and bool tensors, whose dtype the kernels know from their role
@@ -88,3 +88,15 @@ def numbers(call: StepCall, beta: float = 0.0) -> tuple[float, ...]:
         DTYPES.get(call.next_dtype, OTHER),
         beta,
     )
+
+
+def policy(call: PolicyCall) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """A policy loss: addresses, 0 where a tensor is absent, and numbers."""
+    named = (
+        call.log_prob, call.shift, call.drift, call.old_log_prob, call.advantage, call.weight, call.coef, call.info, call.rows,
+    )  # fmt: skip
+    stride = 0 if call.coef.shape[0] == 1 else call.coef.stride(0)
+    return tuple(0 if t is None else t.data_ptr() for t in named), (
+        len(call.log_prob), stride, call.gaussian, call.below, call.above, call.kl_weight, call.divergence, call.objective,
+        call.kl,
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from . import addresses
 from . import policy_rows as plain
 from .addresses import numbers, refuse_values, tensors
 from .base import PolicyCall, StepCall
@@ -73,25 +74,7 @@ def matching_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor) -> No
 def policy_rows(call: PolicyCall) -> None:
     if call.log_prob.dtype != torch.float32:
         return plain.policy_rows(call)
-    named = (
-        call.log_prob,
-        call.shift,
-        call.drift,
-        call.old_log_prob,
-        call.advantage,
-        call.weight,
-        call.coef,
-        call.info,
-        call.rows,
-    )
-    _module().policy_rows(
-        tuple(0 if t is None else t.data_ptr() for t in named), len(call.log_prob), _broadcast_stride(call.coef), call.gaussian,
-        call.below, call.above, call.kl_weight, call.divergence, call.objective, call.kl,
-    )  # fmt: skip
-
-
-def _broadcast_stride(coef: Tensor) -> int:
-    return 0 if coef.shape[0] == 1 else coef.stride(0)
+    _module().policy_rows(*addresses.policy(call))
 
 
 def instruction_set() -> str:

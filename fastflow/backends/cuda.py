@@ -18,8 +18,9 @@ from torch import Tensor
 from .. import _env
 from ..errors import BackendError
 from . import addresses
+from . import policy_rows as plain
 from .addresses import numbers, tensors
-from .base import TILE, StepCall
+from .base import TILE, PolicyCall, StepCall
 
 MIN_CAPABILITY = (8, 0)
 MAX_CHANNELS = 2 * TILE  # a token's channels are folded in shared memory
@@ -128,3 +129,11 @@ def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_
     scratch = _scratch(call, True)
     grads = (grad, call.grad_shift, call.grad_drift, grad_velocity, grad_uncond)
     _module().log_prob_backward(tensors(call, grads=grads), _numbers(call, scratch))
+
+
+def policy_rows(call: PolicyCall) -> None:
+    """Fills `info` and `rows` with one launch; in float64 with those of plain torch."""
+    if call.log_prob.dtype != torch.float32:
+        return plain.policy_rows(call)
+    named, values = addresses.policy(call)
+    _module().policy_rows(named, (*values, *_stream(call.log_prob.device)))

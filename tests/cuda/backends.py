@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastflow.backends import cuda
-from fastflow.backends.base import StepCall
+from fastflow.backends.base import PolicyCall, StepCall
 
 
 class OnGpu:
@@ -30,9 +30,12 @@ class OnGpu:
         there = self.known[storage.data_ptr()]
         return torch.as_strided(there, t.shape, t.stride(), t.storage_offset())
 
-    def call(self, call: StepCall) -> StepCall:
+    def all(self, call: Any) -> Any:
         values = {f.name: getattr(call, f.name) for f in fields(call)}
-        moved = replace(call, **{name: self.move(t) for name, t in values.items() if isinstance(t, Tensor)})
+        return replace(call, **{name: self.move(t) for name, t in values.items() if isinstance(t, Tensor)})
+
+    def call(self, call: StepCall) -> StepCall:
+        moved: StepCall = self.all(call)
         assert cuda.refuse(moved) is None
         return moved
 
@@ -52,4 +55,10 @@ class OnGpu:
         moved = gpu.call(call)
         slots: Any = (gpu.move(grad), gpu.move(grad_velocity), gpu.move(grad_uncond))
         cuda.log_prob_backward(moved, *slots)
+        gpu.back()
+
+    @staticmethod
+    def policy_rows(call: PolicyCall) -> None:
+        gpu = OnGpu()
+        cuda.policy_rows(gpu.all(call))
         gpu.back()

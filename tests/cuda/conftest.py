@@ -47,7 +47,8 @@ def emulated(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(cuda, "_module", lambda: emulator)
     monkeypatch.setattr(cuda, "_stream", lambda device: (0, Emulated.order))
-    Emulated.step, Emulated.log_prob_backward = staticmethod(cuda.step), staticmethod(cuda.log_prob_backward)  # type: ignore[attr-defined]
+    for name in ("step", "log_prob_backward", "policy_rows"):
+        setattr(Emulated, name, staticmethod(getattr(cuda, name)))
     return Emulated
 
 

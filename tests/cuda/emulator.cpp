@@ -19,7 +19,7 @@ class Emulator {
   explicit Emulator(Stream stream) : order_(reinterpret_cast<uintptr_t>(stream.handle)) {}
 
   template <class Program>
-  int run(const Call& call, int64_t blocks) {
+  int run(const typename CalledWith<Program>::Type& call, int64_t blocks) {
     using Shared = typename Program::Shared;
     const std::unique_ptr<Shared> shared(new Shared);
     for (int64_t i = 0; i < blocks; ++i) {
@@ -33,7 +33,8 @@ class Emulator {
 
  private:
   template <class Program, int PHASE>
-  void phases(const Call& call, uint32_t block, int64_t round, typename Program::Shared& shared) {
+  void phases(const typename CalledWith<Program>::Type& call, uint32_t block, int64_t round,
+              typename Program::Shared& shared) {
     const int threads = PHASE >= Program::FIRST_OF_ONE_WARP ? 32 : THREADS;
     for (int i = 0; i < threads; ++i)
       Program::template phase<PHASE>(call, block, order_ & 1 ? threads - 1 - i : i, round, shared);
@@ -58,6 +59,11 @@ int step_on(const Call& call, float* scratch, Stream stream) {
 int log_prob_backward_on(const Call& call, float* scratch, Stream stream) {
   Emulator emulator(stream);
   return run_log_prob_backward(call, scratch, emulator);
+}
+
+int policy_rows_on(const PolicyCall& call, Stream stream) {
+  Emulator emulator(stream);
+  return emulator.run<PolicyRows>(call, 1);
 }
 
 int load_on(int) { return 0; }

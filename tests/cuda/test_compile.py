@@ -17,7 +17,7 @@ from tests.cuda.conftest import ROOT
 
 NVCC = _nvcc.find()
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
-KERNELS = 28
+KERNELS = 29
 ARCHS = pytest.mark.parametrize("arch", _nvcc.TESTED_ARCHS)
 
 
