@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Row means of a flow-matching loss: squares against the target noise - clean, whose noise is drawn again where it was drawn
-// before, and against other networks' velocities. See fastflow/ops/matching.py for what each mean is.
+// before, and against other networks' velocities.
 #pragma once
 
+#include "../matching.h"
 #include "rescale.h"
 
 namespace fastflow::FASTFLOW_ISA {
-
-enum Mean { SQUARE_MEAN, OLD_MEAN, CROSS_MEAN, PLUS_MEAN, MINUS_MEAN, SHIFT_MEAN, MEANS };
-enum MeanGradient { ON_SQUARE, ON_CROSS, ON_SHIFT };
 
 class Matching {
  public:
@@ -16,16 +14,16 @@ class Matching {
 
   void sums() const {
     const int64_t tiles = (call_.numel + TILE - 1) / TILE;
-    const Scratch scratch(call_.batch * tiles * MEANS * sizeof(float));
-    float (*partials)[MEANS] = static_cast<float (*)[MEANS]>(scratch.data());
-    const auto values = [&](int64_t row, int64_t first, int n, Terms<MEANS>& out) { terms(row, first, n, out); };
+    const Scratch scratch(call_.batch * tiles * MEAN_COUNT * sizeof(float));
+    float (*partials)[MEAN_COUNT] = static_cast<float (*)[MEAN_COUNT]>(scratch.data());
+    const auto values = [&](int64_t row, int64_t first, int n, Terms<MEAN_COUNT>& out) { terms(row, first, n, out); };
     parallel(call_.batch * tiles, TILE, call_.threads, [&](int64_t i) {
       const int64_t first = i % tiles * TILE, left = call_.numel - first;
       sum_run(values, i / tiles, first, left < TILE ? left : TILE, partials[i]);
     });
     for (int64_t row = 0; row < call_.batch; ++row) {
       const float n = count(row);
-      for (int k = 0; k < MEANS; ++k) {
+      for (int k = 0; k < MEAN_COUNT; ++k) {
         float sum = partials[row * tiles][k];
         for (int64_t t = 1; t < tiles; ++t) sum = sum + partials[row * tiles + t][k];
         means(row, k) = n == 0.0f ? 0.0f : sum / n;
@@ -86,30 +84,28 @@ class Matching {
     }
   }
 
-  void terms(int64_t row, int64_t first, int n, Terms<MEANS>& out) const {
+  void terms(int64_t row, int64_t first, int n, Terms<MEAN_COUNT>& out) const {
     Float own[VECTORS], old[VECTORS], shift[VECTORS];
     errors(row, first, n, own, old, shift);
     const float beta = call_.beta;
     for (int k = 0; k * LANES < n; ++k) {
-      const Float plus = beta * own[k] + (1.0f - beta) * old[k], minus = (1.0f + beta) * old[k] - beta * own[k];
       out.of[SQUARE_MEAN][k] = own[k] * own[k];
       out.of[OLD_MEAN][k] = old[k] * old[k];
       out.of[CROSS_MEAN][k] = own[k] * old[k];
-      out.of[PLUS_MEAN][k] = plus < 0.0f ? -plus : plus;
-      out.of[MINUS_MEAN][k] = minus < 0.0f ? -minus : minus;
+      out.of[PLUS_MEAN][k] = plus_error(beta, own[k], old[k]);
+      out.of[MINUS_MEAN][k] = minus_error(beta, own[k], old[k]);
       out.of[SHIFT_MEAN][k] = shift[k] * shift[k];
     }
     if (call_.mask)
-      for (int k = 0; k < MEANS; ++k) apply_mask(out.of[k], call_.mask, row, first, n);
+      for (int k = 0; k < MEAN_COUNT; ++k) apply_mask(out.of[k], call_.mask, row, first, n);
   }
 
   void block(int64_t row, int64_t first, int n, float count) const {
     Float own[VECTORS], old[VECTORS], shift[VECTORS];
     errors(row, first, n, own, old, shift);
-    const float* grad = reinterpret_cast<const float*>(call_.grad_means.data) + row;
-    const float on_own = (grad[ON_SQUARE * call_.batch] * 2.0f) / count, on_old = grad[ON_CROSS * call_.batch] / count,
-                on_shift = (grad[ON_SHIFT * call_.batch] * 2.0f) / count;
-    for (int k = 0; k * LANES < n; ++k) own[k] = on_own * own[k] + on_old * old[k] + on_shift * shift[k];
+    const MatchingSlopes on =
+        matching_slopes(reinterpret_cast<const float*>(call_.grad_means.data) + row, call_.batch, count);
+    for (int k = 0; k * LANES < n; ++k) own[k] = matching_gradient(on, own[k], old[k], shift[k]);
     if (call_.mask) apply_mask(own, call_.mask, row, first, n);
     write(call_.grad_velocity, row, first, n, own);
   }

@@ -37,6 +37,16 @@ void log_prob_backward(const py::tuple& tensors, const py::tuple& numbers) {
   check(log_prob_backward_on(request.call, request.scratch, request.stream), "log_prob_backward");
 }
 
+void matching(const py::tuple& tensors, const py::tuple& numbers) {
+  const Request request = parse(tensors, numbers);
+  check(matching_on(request.call, request.scratch, request.stream), "matching");
+}
+
+void matching_backward(const py::tuple& tensors, const py::tuple& numbers) {
+  const Request request = parse(tensors, numbers);
+  check(matching_backward_on(request.call, request.scratch, request.stream), "matching_backward");
+}
+
 // numbers end with the device and the stream.
 void policy_rows(const py::tuple& addresses, const py::tuple& numbers) {
   PolicyCall call;
@@ -60,9 +70,13 @@ PYBIND11_MODULE(FASTFLOW_MODULE, module) {
   module.doc() = "Kernels of the cuda backend. Private: fastflow.backends.cuda checks what it passes.";
   module.def("step", &step, py::arg("tensors"), py::arg("numbers"));
   module.def("log_prob_backward", &log_prob_backward, py::arg("tensors"), py::arg("numbers"));
+  module.def("matching", &matching, py::arg("tensors"), py::arg("numbers"));
+  module.def("matching_backward", &matching_backward, py::arg("tensors"), py::arg("numbers"));
   module.def("policy_rows", &policy_rows, py::arg("addresses"), py::arg("numbers"));
   module.def("scratch_words", &scratch_words_of, py::arg("backward"), py::arg("batch"), py::arg("numel"),
              py::arg("groups"), py::arg("clamp"), py::arg("means"), "Four-byte words of scratch that a call needs.");
+  module.def("matching_words", &matching_words_of, py::arg("batch"), py::arg("numel"),
+             "Four-byte words of scratch that the means of a matching loss need.");
   module.def("refusal", &refusal, py::arg("device"));
   module.def("architectures", &architectures, "What the module was compiled for.");
   module.attr("TILE") = py::int_(TILE);

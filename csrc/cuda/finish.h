@@ -2,18 +2,19 @@
 // The second pass over rows that several blocks share: their tiles' sums, added in order.
 #pragma once
 
-#include "block.h"
+#include "matching.h"
 
 namespace fastflow {
 
-enum Finish { SCORES, FACTORS, SLOPES, COUNTS, MEANS };
+enum Finish { SCORES, FACTORS, SLOPES, COUNTS, MEANS, MATCHING };
 
 // A row per block. SCORES: log_prob and flags from one sum. FACTORS, SLOPES: of a clamped row, from two and three.
-// COUNTS: how many elements are scored, from the marks. MEANS: shift and drift, from two.
+// COUNTS: how many elements are scored, from the marks. MEANS: shift and drift, from two. MATCHING: the means of a
+// matching loss.
 template <int KIND>
 struct FinishRows {
-  static constexpr int SUMS = KIND == SCORES ? 1 : KIND == FACTORS || KIND == MEANS ? 2 : KIND == SLOPES ? 3 : 0;
-  static constexpr int STAGED = 2048;  // tiles at a time
+  static constexpr int SUMS_OF[] = {1, 2, 3, 0, 2, MEAN_COUNT}, SUMS = SUMS_OF[KIND];
+  static constexpr int STAGED = KIND == MATCHING ? 512 : 2048;  // tiles at a time
   static constexpr int PHASES = 3, FIRST_OF_ONE_WARP = PHASES, BLOCKS = 4;
 
   struct Shared {
@@ -25,7 +26,10 @@ struct FinishRows {
 
   FASTFLOW_FN bool ends(const Call&) { return false; }
   FASTFLOW_FN int64_t rounds(const Call& call, uint32_t) { return (call.geometry.tiles + STAGED - 1) / STAGED; }
-  FASTFLOW_FN bool marked(const Call& call) { return KIND == COUNTS || (KIND == SCORES && call.marked); }
+  FASTFLOW_FN bool marked(const Call& call) {
+    return KIND == COUNTS || ((KIND == SCORES || KIND == MATCHING) && call.marked);
+  }
+  FASTFLOW_FN bool summed(const Call& call, int k) { return KIND != MATCHING || sums_mean(call, k); }
 
   template <int PHASE>
   FASTFLOW_FN void phase(const Call& call, uint32_t block, int thread, int64_t round, Shared& shared) {
@@ -35,7 +39,7 @@ struct FinishRows {
     if constexpr (PHASE == 0) {
       const int64_t from = row * tiles + first;
       FASTFLOW_UNROLL for (int k = 0; k < SUMS; ++k)
-        for (int i = thread; i < count; i += THREADS)
+        for (int i = thread; summed(call, k) && i < count; i += THREADS)
           shared.staged[k][i] = call.sums[k * call.batch * tiles + from + i];
       if (!marked(call)) return;
       if (round == 0) shared.counts[thread] = 0, shared.bads[thread] = false;
@@ -45,7 +49,7 @@ struct FinishRows {
         if (mark & BAD) shared.bads[thread] = true;
       }
     } else if constexpr (PHASE == 1) {
-      if (thread % 32 == 0 && thread / 32 < SUMS) {
+      if (thread % 32 == 0 && thread / 32 < SUMS && summed(call, thread / 32)) {
         const int k = thread / 32;
         float sum = round ? shared.sums[k] : shared.staged[k][0];
 #if defined(__CUDACC__)
@@ -79,6 +83,13 @@ struct FinishRows {
         FASTFLOW_UNROLL for (int k = 0; k < 2; ++k)
           if (*slots[k])
             reinterpret_cast<float*>(slots[k]->data)[row * slots[k]->stride] = n == 0.0f ? 0.0f : shared.sums[k] / n;
+      } else if constexpr (KIND == MATCHING) {
+        const float n = static_cast<float>(call.mask ? shared.count : call.numel);
+        float* means = reinterpret_cast<float*>(call.means.data) + row;
+        FASTFLOW_UNROLL for (int k = 0; k < SUMS; ++k) {
+          const int from = k == MINUS_MEAN && !call.old_mean ? PLUS_MEAN : k;
+          means[k * call.batch] = n == 0.0f || !summed(call, from) ? 0.0f : shared.sums[from] / n;
+        }
       } else {
         call.counts[row] = static_cast<float>(shared.count);
       }

@@ -116,6 +116,8 @@ int64_t scratch_words_of(bool backward, int64_t batch, int64_t numel, int64_t gr
   return scratch_words(backward, batch, numel, groups, clamp, means);
 }
 
+int64_t matching_words_of(int64_t batch, int64_t numel) { return matching_words(batch, numel); }
+
 int step_on(const Call& call, float* scratch, Stream stream) {
   const Current current(stream.device);
   Launcher launcher(stream);
@@ -126,6 +128,18 @@ int log_prob_backward_on(const Call& call, float* scratch, Stream stream) {
   const Current current(stream.device);
   Launcher launcher(stream);
   return current.error() ? current.error() : run_log_prob_backward(call, scratch, launcher);
+}
+
+int matching_on(const Call& call, float* scratch, Stream stream) {
+  const Current current(stream.device);
+  Launcher launcher(stream);
+  return current.error() ? current.error() : run_matching(call, scratch, launcher);
+}
+
+int matching_backward_on(const Call& call, float* scratch, Stream stream) {
+  const Current current(stream.device);
+  Launcher launcher(stream);
+  return current.error() ? current.error() : run_matching_backward(call, scratch, launcher);
 }
 
 int policy_rows_on(const PolicyCall& call, Stream stream) {

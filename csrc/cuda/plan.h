@@ -104,6 +104,9 @@ inline void derive(Call& call, bool backward, float* scratch) {
   call.on_velocity = active && backward ? take(groups) : nullptr;
 }
 
+// The same of a matching loss; its gradient needs scratch_words() of any other.
+inline int64_t matching_words(int64_t batch, int64_t numel) { return batch * tiles_of(numel) * (MEAN_COUNT + 1); }
+
 template <int SUMS, class Launcher>
 int sum_groups(Call& call, Launcher& launcher) {
   if (call.rescale == RESCALE_TOKEN) {
@@ -193,6 +196,41 @@ int run_log_prob_backward(Call call, float* scratch, Launcher& launcher) {
     if (const int error = sum_groups<3>(call, launcher)) return error;
   call.geometry = row_geometry(call.batch, call.numel);
   return launcher.template run<Gradient>(call, call.geometry.blocks);
+}
+
+// Whether noise is drawn for a float32 clean sample and velocities in bfloat16.
+inline bool draws_for_bfloat16(const Call& call) {
+  bool same = call.sample.dtype == FLOAT32 && !call.given && !call.noise;
+  for (const Tensor* t : {&call.velocity, &call.old_mean, &call.ref_velocity, &call.grad_velocity})
+    same = same && (!*t || t->dtype == BFLOAT16);
+  return same;
+}
+
+// Writes the means of a matching loss. `scratch` holds matching_words().
+template <class Launcher>
+int run_matching(Call call, float* scratch, Launcher& launcher) {
+  if (call.batch == 0) return 0;
+  derive(call, false, nullptr);
+  call.marked = static_cast<bool>(call.mask);
+  call.geometry = tile_geometry(call.batch, call.numel);
+  call.sums = scratch;
+  call.marks = reinterpret_cast<uint32_t*>(scratch + call.geometry.blocks * MEAN_COUNT);
+  const int64_t blocks = call.geometry.blocks;
+  const int error = draws_for_bfloat16(call) ? launcher.template run<MatchingTiles<FLOAT32, BFLOAT16>>(call, blocks)
+                                             : launcher.template run<MatchingTiles<ANY, ANY>>(call, blocks);
+  return error ? error : launcher.template run<FinishRows<MATCHING>>(call, call.batch);
+}
+
+template <class Launcher>
+int run_matching_backward(Call call, float* scratch, Launcher& launcher) {
+  if (call.batch == 0 || call.numel == 0) return 0;
+  derive(call, true, scratch);
+  if (call.mask)
+    if (const int error = count_scored(call, launcher)) return error;
+  call.geometry = tile_geometry(call.batch, call.numel);
+  const int64_t blocks = call.geometry.blocks;
+  if (draws_for_bfloat16(call)) return launcher.template run<MatchingGradient<FLOAT32, BFLOAT16>>(call, blocks);
+  return launcher.template run<MatchingGradient<ANY, ANY>>(call, blocks);
 }
 
 }  // namespace fastflow

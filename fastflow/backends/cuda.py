@@ -109,12 +109,16 @@ def _scratch(call: StepCall, backward: bool) -> Tensor | None:
         return None
     clamp = rescaled and call.rescale == "clamp"
     groups = 0 if not rescaled else 1 if clamp else call.token[0] * call.token[2]
-    words = _module().scratch_words(backward, call.batch, call.numel, groups, clamp, means)
+    return _floats(_module().scratch_words(backward, call.batch, call.numel, groups, clamp, means), call)
+
+
+def _floats(words: int, call: StepCall) -> Tensor:
     return torch.empty(words, dtype=torch.float32, device=call.sample.device)
 
 
-def _numbers(call: StepCall, scratch: Tensor | None) -> tuple[float, ...]:
-    return (*numbers(call), 0 if scratch is None else scratch.data_ptr(), *_stream(call.sample.device))
+def _numbers(call: StepCall, scratch: Tensor | None, beta: float = 0.0) -> tuple[float, ...]:
+    where = 0 if scratch is None else scratch.data_ptr()
+    return (*numbers(call, beta), where, *_stream(call.sample.device))
 
 
 def step(call: StepCall) -> None:
@@ -129,6 +133,19 @@ def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_
     scratch = _scratch(call, True)
     grads = (grad, call.grad_shift, call.grad_drift, grad_velocity, grad_uncond)
     _module().log_prob_backward(tensors(call, grads=grads), _numbers(call, scratch))
+
+
+def matching(call: StepCall, beta: float, means: Tensor) -> None:
+    """Fills means [6, B]."""
+    scratch = _floats(_module().matching_words(call.batch, call.numel), call)
+    _module().matching(tensors(call, means=(means, None)), _numbers(call, scratch, beta))
+
+
+def matching_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor) -> None:
+    """Writes the gradient in velocity. grad [3, B]: of the loss in the first, third and last mean."""
+    scratch = None if call.mask is None else _scratch(call, True)
+    made = (None, None, None, grad_velocity, None)
+    _module().matching_backward(tensors(call, grads=made, means=(None, grad)), _numbers(call, scratch))
 
 
 def policy_rows(call: PolicyCall) -> None:

@@ -58,6 +58,22 @@ class OnGpu:
         gpu.back()
 
     @staticmethod
+    def matching(call: StepCall, beta: float, means: Tensor) -> None:
+        gpu = OnGpu()
+        moved, slots = gpu.call(call), gpu.move(means)
+        assert slots is not None
+        cuda.matching(moved, beta, slots)
+        gpu.back()
+
+    @staticmethod
+    def matching_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor) -> None:
+        gpu = OnGpu()
+        moved = gpu.call(call)
+        slots: Any = (gpu.move(grad), gpu.move(grad_velocity))
+        cuda.matching_backward(moved, *slots)
+        gpu.back()
+
+    @staticmethod
     def policy_rows(call: PolicyCall) -> None:
         gpu = OnGpu()
         cuda.policy_rows(gpu.all(call))

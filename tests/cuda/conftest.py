@@ -47,7 +47,7 @@ def emulated(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(cuda, "_module", lambda: emulator)
     monkeypatch.setattr(cuda, "_stream", lambda device: (0, Emulated.order))
-    for name in ("step", "log_prob_backward", "policy_rows"):
+    for name in ("step", "log_prob_backward", "policy_rows", "matching", "matching_backward"):
         setattr(Emulated, name, staticmethod(getattr(cuda, name)))
     return Emulated
 

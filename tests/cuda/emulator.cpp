@@ -51,6 +51,8 @@ int64_t scratch_words_of(bool backward, int64_t batch, int64_t numel, int64_t gr
   return scratch_words(backward, batch, numel, groups, clamp, means);
 }
 
+int64_t matching_words_of(int64_t batch, int64_t numel) { return matching_words(batch, numel); }
+
 int step_on(const Call& call, float* scratch, Stream stream) {
   Emulator emulator(stream);
   return run_step(call, scratch, emulator);
@@ -59,6 +61,16 @@ int step_on(const Call& call, float* scratch, Stream stream) {
 int log_prob_backward_on(const Call& call, float* scratch, Stream stream) {
   Emulator emulator(stream);
   return run_log_prob_backward(call, scratch, emulator);
+}
+
+int matching_on(const Call& call, float* scratch, Stream stream) {
+  Emulator emulator(stream);
+  return run_matching(call, scratch, emulator);
+}
+
+int matching_backward_on(const Call& call, float* scratch, Stream stream) {
+  Emulator emulator(stream);
+  return run_matching_backward(call, scratch, emulator);
 }
 
 int policy_rows_on(const PolicyCall& call, Stream stream) {
