@@ -146,6 +146,22 @@ def policy_loss(log_prob: Tensor, old_log_prob: Tensor, advantage: Tensor, clip:
     return torch.mean(torch.maximum(plain, clipped))
 
 
+def nft_loss(
+    noisy: Tensor, clean: Tensor, velocity: Tensor, old: Tensor, sigma: Tensor, advantage: Tensor, beta: float, most: float
+) -> Tensor:  # fmt: skip
+    """DiffusionNFT's loss (arXiv 2509.16117) as its authors' code has it: the clean samples of two mixed velocities."""
+    level = sigma.view(-1, *[1] * (clean.dim() - 1))
+    axes = tuple(range(1, clean.dim()))
+    share = (advantage / most / 2.0 + 0.5).clamp(0, 1)
+    losses = []
+    for mixed in (beta * velocity + (1 - beta) * old, (1.0 + beta) * old - beta * velocity):
+        predicted = noisy - level * mixed
+        with torch.no_grad():
+            size = torch.abs(predicted - clean).mean(dim=axes, keepdim=True).clip(min=1e-5)
+        losses.append(((predicted - clean) ** 2 / size).mean(dim=axes))
+    return torch.mean((share * losses[0] / beta + (1.0 - share) * losses[1] / beta) * most)
+
+
 def guided_transition(
     sample: Tensor,
     velocity: Tensor,

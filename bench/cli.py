@@ -18,6 +18,7 @@ from . import (
     heap,
     launch,
     log_prob_backward,
+    matching,
     network_rollout,
     networks,
     overhead,
@@ -121,7 +122,7 @@ def _parser() -> Parser:
             counts = [1, 2] if entry is step.ENTRY else [2]
             words = f"thread counts ({' '.join(map(str, counts))})"
             added.add_argument("--threads", type=_count, nargs="+", default=counts, metavar="N", help=words)
-        if entry in (step.ENTRY, policy.ENTRY, log_prob_backward.ENTRY):
+        if entry in (step.ENTRY, policy.ENTRY, matching.ENTRY, log_prob_backward.ENTRY):
             words = f"shapes [B, *] ({' '.join(run.show(shape) for shape in entry.shapes)})"
             added.add_argument("--sizes", type=_shape, nargs="+", default=entry.shapes, metavar="SIZE", help=words)
         if entry is step.ENTRY:

@@ -1,4 +1,4 @@
-"""`bench step | log_prob_backward | policy --device cuda`: every case on the device, its targets, and CSV files."""
+"""`bench step | log_prob_backward | policy | matching --device cuda`: every case on the device, its targets, and CSV files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gradient of a log-probability and the policy loss on a GPU."""
+"""The gradient of a log-probability and the losses on a GPU."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from . import gradients, log_prob_backward, policy
+from . import log_prob_backward, matching, policy
 from .gpu_run import Case, Way
 from .registry import Entry, Shape
 
 SHAPES = ((24, 16, 64, 64), (512, 16, 64, 64))  # a flow_grpo batch, and one that moves 470 MB at least
 EAGER = "eager"
-BENCHMARKS: dict[str, Any] = {"log_prob_backward": log_prob_backward, "policy": policy}
+BENCHMARKS: dict[str, Any] = {"log_prob_backward": log_prob_backward, "policy": policy, "matching": matching}
 
 
 def cases(
@@ -21,22 +21,22 @@ def cases(
 ) -> Iterator[Case]:
     module = BENCHMARKS[benchmark]
     for shape in shapes:
-        yield _case(module.ENTRY, module.check, shape, device, backends)
+        yield _case(module, shape, device, backends)
 
 
-def _case(entry: Entry, check: Any, shape: Shape, device: torch.device, backends: Sequence[str]) -> Case:
-    specs = gradients.specs(shape)
+def _case(module: Any, shape: Shape, device: torch.device, backends: Sequence[str]) -> Case:
+    entry: Entry = module.ENTRY
 
     def against_all(data: Any) -> None:
         for backend in backends:
-            check(data, backend, ())
+            module.check(data, backend, ())
 
     return Case(
         entry.name,
         "fp32 states, bf16 velocities",
         shape,
-        lambda number: gradients.inputs(shape, device, number),
-        sum(specs[name].nbytes for name in gradients.ONE_PASS),
+        lambda number: module.inputs(shape, device, number),
+        sum(spec.nbytes for name, spec in entry.specs(shape).items() if not name.endswith("_again")),
         lambda: ways(entry, shape, backends),
         against_all,
     )

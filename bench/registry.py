@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 Inputs = Mapping[str, Any]
 Call = Callable[[], Any]
 
-MODULES = ("step", "launch", "log_prob_backward", "policy", "rollout")  # of bench/, each with its ENTRY
+MODULES = ("step", "launch", "log_prob_backward", "policy", "matching", "rollout")  # of bench/, each with its ENTRY
 
 
 class Mismatch(Exception):

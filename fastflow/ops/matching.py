@@ -38,7 +38,8 @@ def _call(
     backend: str,
 ) -> StepCall:  # fmt: skip
     batch = clean.shape[0]
-    coef = clean.new_zeros((1, 16), dtype=torch.float64 if clean.dtype == torch.float64 else torch.float32)
+    dtype = torch.float64 if clean.dtype == torch.float64 else torch.float32
+    coef = clean.new_empty((1, 16), dtype=dtype)  # read by none
     return StepCall(
         batch, clean.numel() // batch if batch else 0, clean, velocity, None, coef, None, "none", (1, 1, 1), noise, seeds, step,
         stream, offset, target, mask, 0, 0, True, "float32", clean.dtype, ref_velocity=ref_velocity, old_mean=old_velocity,

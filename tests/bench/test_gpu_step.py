@@ -163,12 +163,12 @@ def test_backends_are_chosen() -> None:
 def test_without_a_gpu_the_command_says_so(capsys: pytest.CaptureFixture) -> None:
     if torch.cuda.is_available():
         pytest.skip("needs a machine without an NVIDIA GPU")
-    for name in ("step", "policy", "log_prob_backward"):
+    for name in ("step", "policy", "matching", "log_prob_backward"):
         assert cli.main([name, "--device", "cuda"]) == cli.USAGE
         assert "needs an NVIDIA GPU" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["step", "policy", "log_prob_backward"])
+@pytest.mark.parametrize("name", ["step", "policy", "matching", "log_prob_backward"])
 def test_the_command_on_a_device(
     name: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ def test_what_an_entry_names_is_there(entry: Entry) -> None:
 
 def test_an_unknown_benchmark_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="benchmark: wanted one of step, launch, log_prob_backward, policy, rollout, got 'stride'"
+        ValueError,
+        match="benchmark: wanted one of step, launch, log_prob_backward, policy, matching, rollout, got 'stride'",
     ):
         registry.entry("stride")

@@ -15,6 +15,8 @@ from fastflow.backends.base import StepCall
 from fastflow.dynamics.columns import STD
 from tests.backends.calls import OUTPUTS, assert_same, call, guided, rows, run
 from tests.cuda.backends import OnGpu
+from tests.cuda.test_losses import moved as moved_to
+from tests.training import test_matching, test_policy
 
 REASON = cuda.unavailable()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(REASON is not None, reason=f"backend cuda: {REASON}")]
@@ -257,3 +259,66 @@ def test_another_device_than_the_current_one() -> None:
     assert torch.cuda.current_device() == 0
     torch.cuda.synchronize("cuda:1")
     assert_same(here(other), run(reference, base))
+
+
+def both_losses(d: dict[str, Any], m: dict[str, Any]) -> list[torch.Tensor]:
+    """`ff.policy_loss`, `ff.matching_loss` and their gradients, masked."""
+    velocity, other = d["velocity"].detach().requires_grad_(), m["velocity"].detach().requires_grad_()
+    loss, _ = ff.policy_loss(
+        d["sample"], velocity, d["next_sample"], d["at"], d["old_log_prob"], d["advantage"], clip=(0.5, 0.5), mask=d["mask"],
+        old_mean=d["old_mean"], objective="guard", ref_velocity=d["ref_velocity"], kl="gaussian", kl_weight=0.1,
+        backend="cuda",
+    )  # fmt: skip
+    matching, _ = ff.matching_loss(
+        other, m["clean"], m["sigma"], ff.Noise(m["seeds"], m["step"]), objective="nft", advantage=m["advantage"],
+        old_velocity=m["old_velocity"], ref_velocity=m["ref_velocity"], kl_weight=0.1, mask=d["mask"], backend="cuda",
+    )  # fmt: skip
+    return [loss.detach(), matching.detach(), *torch.autograd.grad(loss + matching, (velocity, other))]
+
+
+def loss_inputs() -> tuple[dict[str, Any], dict[str, Any]]:
+    d, m = test_policy.data((4, 3, 1500), torch.bfloat16), test_matching.data((4, 3, 1500), torch.bfloat16)
+    d["at"] = test_policy.TABLE.at(test_policy.STEPS.cuda())
+    d["mask"] = torch.rand(4, 3, 1500, generator=torch.Generator().manual_seed(1)) < 0.6
+    m |= {"seeds": torch.arange(4), "step": torch.tensor([5])}
+    return moved_to(d, "cuda"), moved_to({name: v for name, v in m.items() if name != "noise"}, "cuda")
+
+
+def test_losses_wait_for_nothing() -> None:
+    d, m = loss_inputs()
+    both_losses(d, m)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        both_losses(d, m)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_graph_of_losses_replays_on_new_values() -> None:
+    """Seeds, step, velocities and advantages are read when the graph runs."""
+    d, m = loss_inputs()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        both_losses(d, m)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        slots = both_losses(d, m)
+    for change in range(2):
+        m["seeds"].add_(1000 * change)
+        m["step"].add_(change)
+        d["advantage"].neg_()
+        d["velocity"].mul_(0.5)
+        graph.replay()
+        found = [t.clone() for t in slots]
+        for actual, expected in zip(found, both_losses(d, m), strict=True):
+            assert torch.equal(actual, expected)
+
+
+def test_same_losses_same_bits() -> None:
+    d, m = loss_inputs()
+    first = both_losses(d, m)
+    for _ in range(20):
+        assert all(torch.equal(a, b) for a, b in zip(both_losses(d, m), first, strict=True))

@@ -22,8 +22,8 @@ BETA = 0.7
 
 
 def made(
-    batch: int, numel: int, source: str = "drawn", others: str = "both", *, masked: bool = False, gap: int = 0, clean: Any = F32,
-    velocity: Any = BF16, other: Any = None,
+    batch: int, numel: int, source: str = "drawn", others: str = "both", *, masked: bool = False, gap: int = 0,
+    clean: Any = F32, velocity: Any = BF16, other: Any = None,
 ) -> StepCall:  # fmt: skip
     """A call of a matching loss; `other` is the dtype of the old and the reference velocity, velocity's unless it is said."""
     base = call(
