@@ -152,7 +152,7 @@ struct MatchingTiles {
  private:
   FASTFLOW_FN void terms(const Call& call, const Place& at, int thread, Shared& shared) {
     MatchingErrors<CLEAN, VELOCITY> e(call, at, thread);
-    for (float* values : {e.own, e.old, e.shift}) e.drop(values);
+    e.drop(e.own), e.drop(e.old), e.drop(e.shift);
     if (call.marked) shared.kept[thread] = static_cast<uint8_t>(kept_of(e.kept[0]) + kept_of(e.kept[1]));
     const float beta = call.beta;
     const auto stage = [&](int mean, const auto& term) {

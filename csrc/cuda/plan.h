@@ -104,7 +104,7 @@ inline void derive(Call& call, bool backward, float* scratch) {
   call.on_velocity = active && backward ? take(groups) : nullptr;
 }
 
-// The same of a matching loss; its gradient needs scratch_words() of any other.
+// The same of the means of a matching loss. Its gradient, where masked, needs scratch_words().
 inline int64_t matching_words(int64_t batch, int64_t numel) { return batch * tiles_of(numel) * (MEAN_COUNT + 1); }
 
 template <int SUMS, class Launcher>

@@ -1,7 +1,7 @@
 """CUDA kernels for NVIDIA GPUs: fastflow._cuda, fed with addresses, row strides, sizes and a stream.
 
-A call neither waits for the GPU nor allocates, but for the partial sums of rows longer than 8,192 elements and the factors
-of a rescaled guidance, which torch's allocator provides. All of it may be captured in a CUDA graph.
+A call neither waits for the GPU nor allocates, but for the partial sums of a matching loss and of rows longer than 8,192
+elements, and the factors of a rescaled guidance, which torch's allocator provides. All of it may be captured in a CUDA graph.
 """
 
 from __future__ import annotations

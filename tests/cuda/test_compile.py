@@ -202,6 +202,12 @@ def test_quads_are_read_and_written_at_once(
             assert len(re.findall(r"STG\.E\.128", code)) >= 2, name
 
 
+def test_the_launches_compile(tmp_path: Path) -> None:
+    """The host's half of the file, which PTX leaves out; flags and sources as in a build, but without machine code."""
+    run([*_nvcc.command(str(NVCC), ROOT, tmp_path / "kernels.o", []), "-gencode=arch=compute_90,code=compute_90"])
+    assert (tmp_path / "kernels.o").stat().st_size > 0
+
+
 def test_later_kernels_wait_for_earlier_ones(ptx: Callable[[str], Path]) -> None:
     assert len(re.findall(r"griddepcontrol\.wait", ptx("90").read_text())) == KERNELS
     assert "griddepcontrol" not in ptx("80").read_text()
