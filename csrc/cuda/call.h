@@ -64,6 +64,7 @@ struct Call : Arguments {
   // What the host derives: plan.h.
   Geometry geometry;
   bool reduces, marked;  // a row's score is summed; tiles leave marks
+  bool compared;         // shift and drift come with the score, in one pass
   int quad;             // elements that a row must have left for its quads to be read and written at once
   int64_t groups;       // rescaled groups of a row: tokens, or 1 under clamp
   Divisor by_slab, by_inner;  // of a token's group: see group_of

@@ -9,11 +9,11 @@ namespace fastflow {
 enum Finish { SCORES, FACTORS, SLOPES, COUNTS, MEANS, MATCHING };
 
 // A row per block. SCORES: log_prob and flags from one sum. FACTORS, SLOPES: of a clamped row, from two and three.
-// COUNTS: how many elements are scored, from the marks. MEANS: shift and drift, from two. MATCHING: the means of a
-// matching loss.
+// COUNTS: how many elements are scored, from the marks. MEANS: shift, drift and a replay's score, from three. MATCHING:
+// the means of a matching loss.
 template <int KIND>
 struct FinishRows {
-  static constexpr int SUMS_OF[] = {1, 2, 3, 0, 2, MEAN_COUNT}, SUMS = SUMS_OF[KIND];
+  static constexpr int SUMS_OF[] = {1, 2, 3, 0, 3, MEAN_COUNT}, SUMS = SUMS_OF[KIND];
   static constexpr int STAGED = KIND == MATCHING ? 512 : 2048;  // tiles at a time
   static constexpr int PHASES = 3, FIRST_OF_ONE_WARP = PHASES, BLOCKS = 4;
 
@@ -83,6 +83,7 @@ struct FinishRows {
         FASTFLOW_UNROLL for (int k = 0; k < 2; ++k)
           if (*slots[k])
             reinterpret_cast<float*>(slots[k]->data)[row * slots[k]->stride] = n == 0.0f ? 0.0f : shared.sums[k] / n;
+        if (call.compared) finish_row(call, row, shared.sums[2], static_cast<int64_t>(n), false);
       } else if constexpr (KIND == MATCHING) {
         const float n = static_cast<float>(call.mask ? shared.count : call.numel);
         float* means = reinterpret_cast<float*>(call.means.data) + row;

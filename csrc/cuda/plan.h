@@ -20,7 +20,7 @@ struct Needs {
 };
 inline Needs needs_of(bool backward, int64_t numel, bool clamp, bool means) {
   const bool shared = !backward && tiles_of(numel) > WHOLE_TILES;
-  const int sums = backward ? (clamp ? 3 : 0) : clamp || means ? 2 : shared ? 1 : 0;
+  const int sums = backward ? (clamp ? 3 : 0) : means ? 3 : clamp ? 2 : shared ? 1 : 0;
   return {sums, backward || means || shared, (backward ? 3 : 1) + (means ? 1 : 0), backward || means};
 }
 
@@ -78,6 +78,12 @@ inline bool all_on_quads(const Call& call) {
   return aligned;
 }
 
+// Whether a replay is scored beside shift or drift, and nothing else is asked of it: one pass gives all three.
+inline bool compares(const Call& call) {
+  const bool scored = call.given && call.log_prob && call.reduce != NONE && (call.shift || call.drift);
+  return scored && !(call.next_sample || call.clean || call.ode_next || call.mean || call.flags);
+}
+
 inline bool rescales(const Call& call) { return call.uncond && call.rescale != RESCALE_NONE && call.numel > 0; }
 
 // Fills in what is derived from the call; `scratch` holds scratch_words().
@@ -90,6 +96,7 @@ inline void derive(Call& call, bool backward, float* scratch) {
   call.groups = !active ? 0 : clamp ? 1 : call.outer * call.inner;
   call.by_slab = Divisor(call.channels * call.inner);
   call.by_inner = Divisor(call.inner);
+  call.compared = !backward && compares(call);
   const bool means = backward ? call.grad_shift || call.grad_drift : call.shift || call.drift;
   const Needs needs = needs_of(backward, call.numel, clamp, means);
   float* next = scratch;
@@ -157,7 +164,7 @@ int run_means(Call& call, Launcher& launcher) {
   if (call.mask)
     if (const int error = count_scored(call, launcher)) return error;
   call.geometry = tile_geometry(call.batch, call.numel);
-  const int error = launcher.template run<RowTiles<2, true>>(call, call.geometry.blocks);
+  const int error = launcher.template run<RowTiles<3, true>>(call, call.geometry.blocks);
   return error ? error : launcher.template run<FinishRows<MEANS>>(call, call.batch);
 }
 
@@ -168,6 +175,7 @@ int run_step(Call call, float* scratch, Launcher& launcher) {
   derive(call, false, scratch);
   if (const int error = find_factors(call, launcher)) return error;
   if (const int error = run_means(call, launcher)) return error;
+  if (call.compared) return 0;
   call.geometry = row_geometry(call.batch, call.numel);
   const bool plain = call.geometry.log_team == 8 && !call.factors;
   const int sample = call.sample.dtype, velocity = call.velocity.dtype;

@@ -23,23 +23,27 @@ FASTFLOW_FN void read_terms(const Call& call, const RowScalars& s, const RowSlop
   }
 }
 
-// Squares of what shift and drift are the means of, 0 where an element is not scored.
+// Squares of what shift and drift are the means of, and those of a replay's score; 0 where an element is not scored.
 FASTFLOW_FN void read_differences(const Call& call, const RowScalars& s, int64_t row, int64_t element, bool whole,
-                                  int left, float (&terms)[2][4]) {
+                                  int left, float (&terms)[3][4]) {
   float v[4], guided[4], other[4], mean[4], factor[4];
-  FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[0][i] = terms[1][i] = 0.0f;
+  FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[0][i] = terms[1][i] = terms[2][i] = 0.0f;
   read_guided(call, s, row, element, whole, left, v, guided);
   if (call.factors) rescale_quad(call, call.factors, row, element, left, guided, factor);
   if (call.shift) {
     read_reference(call, s, row, element, whole, left, other);
     FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[0][i] = guided[i] - other[i];
   }
+  if (call.drift || call.compared) read_mean(call, s, row, element, whole, left, guided, mean);
   if (call.drift) {
-    read_mean(call, s, row, element, whole, left, guided, mean);
     read_values(call.old_mean, row, element, whole, left, other);
     FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[1][i] = mean[i] - other[i];
   }
-  FASTFLOW_UNROLL for (int k = 0; k < 2; ++k) {
+  if (call.compared) {
+    read_values(call.given, row, element, whole, left, other);
+    FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[2][i] = other[i] - mean[i];
+  }
+  FASTFLOW_UNROLL for (int k = 0; k < 3; ++k) {
     FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[k][i] = terms[k][i] * terms[k][i];
     drop_unscored(call, row, element, whole, left, terms[k]);
   }
@@ -61,7 +65,7 @@ struct RowTiles {
     const Place at = place_of<false>(call.geometry, block, thread);
     if constexpr (PHASE == 0) {
       const RowScalars s(call, at.row);
-      const RowSlopes slopes = SUMS == 3 ? slopes_of(call, s, at.row) : RowSlopes();
+      const RowSlopes slopes = SUMS == 3 && !DIFFERENCES ? slopes_of(call, s, at.row) : RowSlopes();
       float terms[2][SUMS][4];
       FASTFLOW_UNROLL for (int h = 0; h < 2; ++h) {
         const int64_t element = at.tile * TILE + 4 * (h * THREADS + thread);

@@ -136,7 +136,7 @@ def test_fused_operations_in_machine_code_stand_in_roots_and_divisions(
     def count(name: str, operation: str) -> int:
         return len(re.findall(rf"\s{operation}[. ]", code[name]))
 
-    for name in ("RowTiles<2, 0>", "RowTiles<2, 1>", "CountTiles", "FinishRows<3>"):
+    for name in ("RowTiles<2, 0>", "RowTiles<3, 1>", "CountTiles", "FinishRows<3>"):
         assert count(name, "FFMA") == 0, name
     for dtypes in ("0, 0", "0, 1", "1, 1"):
         for guided in (0, 1):
