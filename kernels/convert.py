@@ -29,6 +29,17 @@ INTERPRETED = tl.constexpr(not isinstance(_probe, triton.runtime.JITFunction))
 
 
 @triton.jit
+def span(programs, units, TILES: tl.constexpr, LOG: tl.constexpr, ALIGN: tl.constexpr):
+    """What a program has where each of `programs` takes a part of a row, TILES tiles of 2^LOG elements: the row, the number of
+    the part, elements of a row, and of the part their indices and which exist."""
+    program = tl.program_id(0)
+    part = program % programs
+    numel = units * ALIGN
+    index = part * (TILES << LOG) + tl.arange(0, TILES << LOG)
+    return (program // programs).to(tl.int64), part, numel, index, index < numel
+
+
+@triton.jit
 def at_row(pointer, row, stride, ALIGN: tl.constexpr):
     """Where a row begins; `row` is int64, `stride` in units of ALIGN elements."""
     return tl.multiple_of(pointer + row * stride * ALIGN, ALIGN)

@@ -7,7 +7,7 @@ outer * inner of a row seen as [outer, channels, inner]) or one per row ("clamp"
 import triton
 import triton.language as tl
 
-from .convert import at_row, kernel, load, source_row
+from .convert import at_row, kernel, load, source_row, span
 from .reduce import add_tiles, fold, put_tiles, tile_sums
 
 
@@ -91,12 +91,7 @@ def sample_square_kernel(
     TILES: tl.constexpr, LOG: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Tile sums [tiles, batch] of velocity^2 and guided^2."""
-    program = tl.program_id(0)
-    row = (program // programs).to(tl.int64)
-    part = program % programs
-    numel = units * ALIGN
-    index = part * (TILES << LOG) + tl.arange(0, TILES << LOG)
-    inside = index < numel
+    row, part, numel, index, inside = span(programs, units, TILES, LOG, ALIGN)
     source = source_row(rows, row, sources)
     v = load(at_row(velocity, source, velocity_row, ALIGN) + index, inside)
     u = load(at_row(uncond, source, uncond_row, ALIGN) + index, inside)

@@ -10,7 +10,7 @@ grad_shift * 2 / n * (v - reference) and drift grad_drift * 2*b / n * (mean - ol
 import triton
 import triton.language as tl
 
-from .convert import at_row, kernel, load, store
+from .convert import at_row, kernel, load, span, store
 from .guidance import combine, factor_of, load_guided, token_index
 from .reduce import add_tiles, count, fold, put_tiles, tile_sums, weight
 from .transition import affine
@@ -19,10 +19,7 @@ from .transition import affine
 @kernel
 def count_kernel(mask, counts, mask_row, units, programs, TILES: tl.constexpr, LOG: tl.constexpr, ALIGN: tl.constexpr):
     """Adds the number of unmasked elements to counts int32 [batch]; integer atomics give the same sum in any order."""
-    program = tl.program_id(0)
-    row = (program // programs).to(tl.int64)
-    index = (program % programs) * (TILES << LOG) + tl.arange(0, TILES << LOG)
-    inside = index < units * ALIGN
+    row, _, _, index, inside = span(programs, units, TILES, LOG, ALIGN)
     scored = tl.load(at_row(mask, row, mask_row, ALIGN) + index, mask=inside, other=0) != 0
     tl.atomic_add(counts + row, count(scored))
 
@@ -83,12 +80,7 @@ def dot_kernel(
     REDUCE: tl.constexpr, TILES: tl.constexpr, LOG: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Clamp: tile sums [tiles, batch] of gv * guided."""
-    program = tl.program_id(0)
-    row = (program // programs).to(tl.int64)
-    part = program % programs
-    index = part * (TILES << LOG) + tl.arange(0, TILES << LOG)
-    numel = units * ALIGN
-    inside = index < numel
+    row, part, numel, index, inside = span(programs, units, TILES, LOG, ALIGN)
     x = load(at_row(sample, row, sample_row, ALIGN) + index, inside)
     v = load(at_row(velocity, row, velocity_row, ALIGN) + index, inside)
     u = load(at_row(uncond, row, uncond_row, ALIGN) + index, inside)
@@ -135,11 +127,7 @@ def backward_kernel(
     RESCALE: tl.constexpr, REDUCE: tl.constexpr, TILES: tl.constexpr, LOG: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Gradients of TILES tiles of one row; every form but the token rescale."""
-    program = tl.program_id(0)
-    row = (program // programs).to(tl.int64)
-    index = (program % programs) * (TILES << LOG) + tl.arange(0, TILES << LOG)
-    numel = units * ALIGN
-    inside = index < numel
+    row, _, numel, index, inside = span(programs, units, TILES, LOG, ALIGN)
     x = load(at_row(sample, row, sample_row, ALIGN) + index, inside)
     v = load(at_row(velocity, row, velocity_row, ALIGN) + index, inside)
     entered = v

@@ -11,7 +11,7 @@ The noise and the rounding of every product and sum are those of kernels/transit
 import triton
 import triton.language as tl
 
-from .convert import at_row, kernel, load, store
+from .convert import at_row, kernel, load, span, store
 from .philox import normal
 from .reduce import add_tiles, count, in_order, mean_of, put_tiles, tile_counts, tile_sums
 
@@ -66,13 +66,8 @@ def matching_kernel(
 ):  # fmt: skip
     """TILES tiles of one row. WHOLE: the program has the whole row, and `sums` are the means [6, batch]; otherwise tile
     sums, which `means_kernel` adds, and `counts` [tiles, batch] of scored elements under a mask."""
-    program = tl.program_id(0)
-    row = (program // programs).to(tl.int64)
-    part = program % programs
+    row, part, numel, index, inside = span(programs, units, TILES, LOG, ALIGN)
     begin = part * (TILES << LOG)
-    numel = units * ALIGN
-    index = begin + tl.arange(0, TILES << LOG)
-    inside = index < numel
     tiles = (numel + 2047) // 2048
     own, old, shift = errors(
         velocity, clean, old_velocity, ref_velocity, target, noise, seeds, step, row, begin, index, inside,
@@ -117,12 +112,8 @@ def matching_backward_kernel(
     stream, offset, units, batch, programs, TILES: tl.constexpr, LOG: tl.constexpr, ALIGN: tl.constexpr,
 ):  # fmt: skip
     """Gradient of TILES tiles of one row. grad [3, batch]: in the means of own^2, own old and shift^2."""
-    program = tl.program_id(0)
-    row = (program // programs).to(tl.int64)
-    begin = (program % programs) * (TILES << LOG)
-    numel = units * ALIGN
-    index = begin + tl.arange(0, TILES << LOG)
-    inside = index < numel
+    row, part, numel, index, inside = span(programs, units, TILES, LOG, ALIGN)
+    begin = part * (TILES << LOG)
     own, old, shift = errors(
         velocity, clean, old_velocity, ref_velocity, target, noise, seeds, step, row, begin, index, inside,
         velocity_row, clean_row, old_row, ref_row, target_row, noise_row, seed_row, step_row, stream, offset,

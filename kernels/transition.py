@@ -13,7 +13,7 @@ row, on grid axis 0. Absent tensors are None, which Triton specializes on.
 import triton
 import triton.language as tl
 
-from .convert import at_row, kernel, load, rounded, source_row, store
+from .convert import at_row, kernel, load, rounded, source_row, span, store
 from .guidance import combine, factor_at, load_guided
 from .philox import normal
 from .reduce import count, flag, in_order, mean_of, put_tiles, score, tile_counts, tile_sums
@@ -60,13 +60,8 @@ def step_kernel(
     finishes its sums; otherwise `finish_kernel` does, from `sums`, `counts` (masked), `marks`, and the tiles' `shift` and
     `drift`, each [tiles, batch].
     """
-    program = tl.program_id(0)
-    row = (program // programs).to(tl.int64)
-    part = program % programs
+    row, part, numel, index, inside = span(programs, units, TILES, LOG, ALIGN)
     begin = part * (TILES << LOG)
-    numel = units * ALIGN
-    index = begin + tl.arange(0, TILES << LOG)
-    inside = index < numel
     tiles = (numel + 2047) // 2048
     coef += row * coef_row
 
