@@ -8,7 +8,7 @@ from .credit_steps import discount_weights, granular_advantages, step_gains
 from .credit_tree import tree_advantages, tree_rewards
 from .credit_turning import turning_points, turning_rewards
 from .matching import MatchingRows, matching_loss, matching_rows, noised
-from .matching_crd import adaptive_kl_weight
+from .matching_objectives import adaptive_kl_weight
 from .off_trajectory import OffTrajectory, off_trajectory
 from .pairs import noise_aware_weight, reward_difference_loss, step_dpo_loss, trajectory_dpo_loss
 from .parity import Parity, parity

@@ -12,7 +12,7 @@ from .. import backends
 from ..noise import Noise
 from ..ops import checks
 from ..ops import matching as _operator  # noqa: F401  (registers it)
-from .matching_crd import Groups, share
+from . import matching_objectives as objectives
 
 OBJECTIVES = ("mse", "awm", "nft", "dpo", "crd")
 
@@ -167,36 +167,23 @@ def matching_loss(
     )  # fmt: skip
     scale = 1.0 if weight is None else per_row("weight", weight, clean)
     gain = None if advantage is None else per_row("advantage", advantage, clean)
-    info = {"square": rows.square.detach()}
     if objective == "mse":
-        each = scale * rows.square * (1.0 if gain is None else gain)
-    elif objective == "awm":
-        assert gain is not None
-        ratio = (scale * (rows.old_square - rows.square)).exp()
-        low, high = 1.0 - clip[0], 1.0 + clip[1]
-        each = torch.maximum(-gain * ratio, -gain * ratio.clamp(low, high))
-        outside = (ratio < low) | (ratio > high)
-        info |= {"ratio": ratio.detach(), "clip_fraction": outside.float().mean()}
-    elif objective == "nft":
-        assert gain is not None
-        each = _nft(rows, level, gain, beta, advantage_max) * scale
-    elif objective == "crd":
-        assert gain is not None and old_velocity is not None
-        sizes: tuple[Tensor | float, Tensor | float] = (1.0, 1.0)
-        if normalized:
-            with torch.no_grad():
-                old = matching_rows(old_velocity, clean, noise, target=target, mask=mask, backend=backend)
-            sizes = (rows.plus.detach().clamp(min=1e-5), old.plus.clamp(min=1e-5))
-        implicit = scale * (rows.old_square / sizes[1] - rows.square / sizes[0])
-        groups = Groups(group_ids, len(clean), clean.device)
-        gap = beta * groups.centered(implicit) - groups.centered(share(gain, advantage_max))
-        each = (advantage_max / beta) * gap.square()
-        info["implicit"] = implicit.detach()
+        each, told = objectives.mse(rows, scale, gain)
+    elif objective == "dpo":
+        each, told = objectives.dpo(rows, scale, beta)
     else:
-        gap = scale * (rows.square - rows.old_square)
-        margin = -0.5 * beta * (gap[0::2] - gap[1::2])
-        each = -torch.nn.functional.logsigmoid(margin)
-        info["margin"] = margin.detach()
+        assert gain is not None and old_velocity is not None
+        if objective == "awm":
+            each, told = objectives.awm(rows, scale, gain, clip)
+        elif objective == "nft":
+            each, told = objectives.nft(rows, scale, level, gain, beta, advantage_max)
+        else:
+            groups, old_size = objectives.Groups(group_ids, len(clean), clean.device), None
+            if normalized:
+                with torch.no_grad():
+                    old_size = matching_rows(old_velocity, clean, noise, target=target, mask=mask, backend=backend).plus
+            each, told = objectives.crd(rows, scale, old_size, gain, groups, beta, advantage_max)
+    info = {"square": rows.square.detach(), **told}
     loss = each.mean() if each.numel() else rows.square.sum()
     if ref_velocity is not None:
         strength = per_row("kl_weight", kl_weight, clean) if isinstance(kl_weight, Tensor) else kl_weight
@@ -204,18 +191,6 @@ def matching_loss(
         loss = loss + (pull.mean() if pull.numel() else pull.sum())
         info["kl"] = rows.shift.detach().mean() if pull.numel() else rows.shift.detach().sum()
     return loss, info
-
-
-def _nft(rows: MatchingRows, sigma: Tensor, advantage: Tensor, beta: float, most: float) -> Tensor:
-    """Squares of v+- errors from the three products of own and old, so that one pass serves both."""
-    plus = beta * beta * rows.square + 2.0 * beta * (1.0 - beta) * rows.cross + (1.0 - beta) ** 2 * rows.old_square
-    minus = (1.0 + beta) ** 2 * rows.old_square - 2.0 * beta * (1.0 + beta) * rows.cross + beta * beta * rows.square
-    losses = [
-        sigma * sigma * square / (sigma * size.detach()).clamp(min=1e-5)
-        for square, size in ((plus, rows.plus), (minus, rows.minus))
-    ]
-    positive = share(advantage, most)
-    return most * (positive * losses[0] + (1.0 - positive) * losses[1]) / beta
 
 
 def per_row(name: str, value: Tensor, clean: Tensor) -> Tensor:
