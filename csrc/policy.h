@@ -35,7 +35,8 @@ FASTFLOW_FN PolicyResult policy_row(const PolicyRow& r, const PolicyTerms& t) {
   PolicyResult out{};
   const double std = r.std > 0.0 ? r.std : 1.0, variance = 2.0 * std * std;
   const bool guard = t.objective == GUARD || t.objective == GUARD_RATIO;
-  const double far = r.drift / variance, slope = guard ? std : 1.0;
+  const bool spread = r.std > 0.0;  // without it no Gaussian is there to be far from
+  const double far = spread ? r.drift / variance : 0.0, slope = guard ? std : 1.0;
   out.log_ratio = r.log_prob - r.old_log_prob;
   out.ratio = exp(guard ? (out.log_ratio + far) * std : out.log_ratio);
   double weight = r.weight;
@@ -52,18 +53,18 @@ FASTFLOW_FN PolicyResult policy_row(const PolicyRow& r, const PolicyTerms& t) {
     const double clipped = -r.advantage * bounded;
     out.outside = out.ratio < t.below || out.ratio > t.above;
     live = !out.outside || plain > clipped;
-    out.loss = (plain > clipped ? plain : clipped) * weight;
+    out.loss = (plain > clipped || plain != plain ? plain : clipped) * weight;
   }
   const double on_ratio = live ? -r.advantage * weight * out.ratio * slope : 0.0;
   out.on_log_prob = on_ratio;
-  out.on_drift = guard ? on_ratio / variance : 0.0;
+  out.on_drift = guard && spread ? on_ratio / variance : 0.0;
   double on_shift = 0.0;
   if (t.kl == KL_LOG_RATIO) {
     out.kl = 0.5 * out.log_ratio * out.log_ratio;
     out.on_log_prob = out.on_log_prob + t.kl_weight * out.log_ratio;
   } else if (t.kl != KL_NONE) {
     on_shift = t.kl == KL_VELOCITY ? 1.0 : r.b * r.b;
-    if (t.kl == KL_GAUSSIAN || t.kl == KL_STEPLESS) on_shift = on_shift / variance;
+    if (t.kl == KL_GAUSSIAN || t.kl == KL_STEPLESS) on_shift = spread ? on_shift / variance : 0.0;
     if (t.kl == KL_STEPLESS) on_shift = on_shift * r.length;
     out.kl = on_shift * r.shift;
   }
@@ -116,8 +117,8 @@ FASTFLOW_FN double policy_start(int k) {
   return k == RATIO_MAX ? -BEYOND : k == RATIO_MIN ? BEYOND : 0.0;
 }
 FASTFLOW_FN double policy_join(int k, double all, double more) {
-  if (k == RATIO_MAX) return more > all ? more : all;
-  if (k == RATIO_MIN) return more < all ? more : all;
+  if (k == RATIO_MAX) return more > all || more != more ? more : all;  // NaN stays
+  if (k == RATIO_MIN) return more < all || more != more ? more : all;
   return all + more;
 }
 FASTFLOW_FN float policy_info(int k, double all, double rows) {

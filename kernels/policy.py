@@ -40,17 +40,18 @@ def surrogate(ratio, far, advantage, weight, below, above, divergence, objective
     clipped = -advantage * bounded
     beyond = (ratio < below) | (ratio > above)
     higher = plain > clipped
+    taken = higher | (plain != plain)  # NaN stays
     dppo = objective == 3
     outside = tl.where(dppo, far_left, beyond)
-    loss = tl.where(dppo, tl.where(far_left, 0.0, plain * weight), tl.where(higher, plain, clipped) * weight)
+    loss = tl.where(dppo, tl.where(far_left, 0.0, plain * weight), tl.where(taken, plain, clipped) * weight)
     return loss, outside, tl.where(dppo, far_left == 0, (beyond == 0) | higher)
 
 
 @triton.jit
-def divergence_of(log_ratio, shift, b, variance, length, kl):
+def divergence_of(log_ratio, shift, b, variance, spread, length, kl):
     """(divergence, its derivative in shift) of rows."""
     slope = tl.where(kl == 4, 1.0, b * b)
-    slope = tl.where((kl == 1) | (kl == 2), slope / variance, slope)
+    slope = tl.where((kl == 1) | (kl == 2), tl.where(spread, slope / variance, 0.0), slope)
     slope = tl.where(kl == 2, slope * length, slope)
     slope = tl.where((kl == 0) | (kl == 5), 0.0, slope)
     value = tl.where(kl == 5, 0.5 * log_ratio * log_ratio, slope * shift)
@@ -92,6 +93,7 @@ def policy_kernel(
 
     most = tl.full([LANES], float("-inf"), tl.float64)
     least = tl.full([LANES], float("inf"), tl.float64)
+    odd = batch * 0  # ratios that are NaN
     start = batch * 0
     while start < batch:
         row = start + lanes
@@ -102,18 +104,19 @@ def policy_kernel(
         gain = wide(advantage + row, present, 0.0)
         live = counts_in(coef, row, coef_row, gaussian, present)
 
-        std = tl.where(std > 0.0, std, 1.0)
+        spread = std > 0.0
+        std = tl.where(spread, std, 1.0)
         variance = 2.0 * std * std
-        far = wide(drift + row, row < drifts, 0.0) / variance
+        far = tl.where(spread, wide(drift + row, row < drifts, 0.0) / variance, 0.0)
         log_ratio = wide(log_prob + row, present, 0.0) - wide(old_log_prob + row, present, 0.0)
         ratio = tl.exp(tl.where(guard, (log_ratio + far) * std, log_ratio))
         scale = wide(weight + row, row < weights, 1.0) / tl.where(objective == 1, length, 1.0)
         loss, outside, moving = surrogate(ratio, far, gain, scale, lower, upper, allowed, objective)
         apart = wide(shift + row, row < shifts, 0.0)
-        distance, on_shift = divergence_of(log_ratio, apart, b, variance, length, kl)
+        distance, on_shift = divergence_of(log_ratio, apart, b, variance, spread, length, kl)
         on_ratio = tl.where(moving, -gain * scale * ratio * tl.where(guard, std, 1.0), 0.0)
         on_log_prob = tl.where(kl == 5, on_ratio + kl_scale * log_ratio, on_ratio)
-        on_drift = tl.where(guard, on_ratio / variance, 0.0)
+        on_drift = tl.where(guard & spread, on_ratio / variance, 0.0)
 
         out = rows + row
         tl.store(out, ratio.to(tl.float32), mask=present)
@@ -126,6 +129,7 @@ def policy_kernel(
         put(scratch, 5, row, tl.where(outside, 1.0, 0.0), live, present)
         put(scratch, 6, row, 0.5 * log_ratio * log_ratio, live, present)
         put(scratch, 7, row, distance, live, present)
+        odd += count(live & (ratio != ratio))
         most = tl.where(live & (ratio > most), ratio, most)
         least = tl.where(live & (ratio < least), ratio, least)
         start += LANES
@@ -137,4 +141,5 @@ def policy_kernel(
     value = tl.where(place == 1, number.to(tl.float64), value)
     value = tl.where(place == 3, tl.max(most, axis=0), value)
     value = tl.where(place == 4, tl.min(least, axis=0), value)
+    value = tl.where((odd > 0) & ((place == 3) | (place == 4)), float("nan"), value)
     tl.store(info + place, value.to(tl.float32))

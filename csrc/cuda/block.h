@@ -2,7 +2,7 @@
 // What the kernels share: where a thread stands, the scalars of its row, its noise, and the fold of a tile.
 //
 // A kernel is a program: phases of one thread each, which meet only through shared memory. Between two phases all
-// threads of the block wait for each other. run.cuh runs programs on a GPU; any loop over threads runs them elsewhere.
+// threads of the block wait for each other. kernels.cu runs programs on a GPU; any loop over threads runs them elsewhere.
 #pragma once
 
 #include "../normal.h"

@@ -68,7 +68,7 @@ struct Call : Arguments {
   int quad;             // elements that a row must have left for its quads to be read and written at once
   int64_t groups;       // rescaled groups of a row: tokens, or 1 under clamp
   Divisor by_slab, by_inner;  // of a token's group: see group_of
-  float* sums;          // [3][batch * tiles] partial sums
+  float* sums;          // [3 or 6][batch * tiles] partial sums
   uint32_t* marks;      // [batch * tiles] elements that are scored, with BAD
   float *factors, *ref_factors, *on_guided, *on_velocity;  // [batch * groups]
   float* counts;        // [batch] elements that are scored

@@ -13,7 +13,8 @@ from .base import RESCALES, PolicyCall, StepCall
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 OTHER = 0  # int64, int32 and bool tensors, whose dtype the kernels know from their role
 FLOAT_TENSORS = (
-    "sample", "velocity", "noise", "given", "ref_velocity", "old_mean", "next_sample", "clean", "ode_next", "mean",
+    "sample", "velocity", "uncond", "noise", "given", "ref_velocity", "ref_uncond", "old_mean", "next_sample", "clean",
+    "ode_next", "mean",
 )  # fmt: skip
 NO_OUTPUTS, NO_GRADS, NO_MEANS = (None,) * 8, (None,) * 5, (None,) * 2
 _outputs = operator.attrgetter("next_sample", "log_prob", "clean", "ode_next", "mean", "flags", "shift", "drift")

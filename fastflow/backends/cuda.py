@@ -54,7 +54,7 @@ def _build_record() -> str:
 def unavailable() -> str | None:
     """Why this machine cannot run the kernels, in words; None if it can."""
     try:
-        module = _module()
+        _module()
     except ModuleNotFoundError:
         return f"the compiled module fastflow._cuda is absent: {_build_record()}"
     except ImportError as error:
@@ -65,14 +65,22 @@ def unavailable() -> str | None:
         return "no CUDA device"
     if torch.version.hip is not None:
         return "this torch is built for ROCm, and the kernels for CUDA"
-    capability = torch.cuda.get_device_capability()
+    found = [_unfit(device) for device in range(torch.cuda.device_count())]
+    return found[0] if found and None not in found else None
+
+
+@functools.cache
+def _unfit(device: int) -> str | None:
+    """Why a GPU of this machine cannot run the kernels; None if it can."""
+    capability = torch.cuda.get_device_capability(device)
+    has = f"GPU {device} has compute capability {capability[0]}.{capability[1]}"
     if capability < MIN_CAPABILITY:
-        return f"the GPU has compute capability {capability[0]}.{capability[1]}: wanted 8.0 or newer"
-    reason = module.refusal(torch.cuda.current_device())
+        return f"{has}: wanted 8.0 or newer"
+    reason = _module().refusal(device)
     if reason is not None:
         return (
-            f"fastflow._cuda was compiled for {module.architectures()}, and the GPU has compute capability "
-            f"{capability[0]}.{capability[1]}: {reason}; FASTFLOW_CUDA_ARCHS names others when it is installed"
+            f"fastflow._cuda was compiled for {_module().architectures()}, and {has}: {reason}; FASTFLOW_CUDA_ARCHS names "
+            "others when it is installed"
         )
     return None
 
@@ -81,7 +89,7 @@ def refuse(call: StepCall) -> str | None:
     """Why this call cannot be served, naming the constraint and the value found; None if it can."""
     if call.sample.device.type != "cuda":
         return f"it serves tensors on a CUDA device, and sample is on {call.sample.device}"
-    return refuse_values(call)
+    return _unfit(call.sample.device.index) or refuse_values(call)
 
 
 def refuse_values(call: StepCall) -> str | None:
@@ -137,12 +145,17 @@ def log_prob_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor, grad_
 
 def matching(call: StepCall, beta: float, means: Tensor) -> None:
     """Fills means [6, B]."""
+    if call.numel == 0:
+        means.zero_()
+        return
     scratch = _floats(_module().matching_words(call.batch, call.numel), call)
     _module().matching(tensors(call, means=(means, None)), _numbers(call, scratch, beta))
 
 
 def matching_backward(call: StepCall, grad: Tensor, grad_velocity: Tensor) -> None:
     """Writes the gradient in velocity. grad [3, B]: of the loss in the first, third and last mean."""
+    if call.numel == 0:
+        return
     scratch = None if call.mask is None else _scratch(call, True)
     made = (None, None, None, grad_velocity, None)
     _module().matching_backward(tensors(call, grads=made, means=(None, grad)), _numbers(call, scratch))

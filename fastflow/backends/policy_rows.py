@@ -26,7 +26,8 @@ def policy_rows(call: PolicyCall) -> None:
     std = torch.where(coef[:, STD] > 0, coef[:, STD], 1.0)
     live = (coef[:, STD] > 0) if call.gaussian else torch.ones_like(std, dtype=torch.bool)
     variance, guard = 2.0 * std * std, call.objective in (GUARD, GUARD_RATIO)
-    far = drift / variance
+    spread = coef[:, STD] > 0  # without it no Gaussian is there to be far from
+    far = torch.where(spread, drift / variance, 0.0)
     log_ratio = wide(call.log_prob) - wide(call.old_log_prob)
     ratio = ((log_ratio + far) * std if guard else log_ratio).exp()
     if call.objective == GUARD:
@@ -41,7 +42,7 @@ def policy_rows(call: PolicyCall) -> None:
         outside = (ratio < call.below) | (ratio > call.above)
         moving, loss = ~outside | (plain > clipped), torch.maximum(plain, clipped) * weight
     on_log_prob = torch.where(moving, -advantage * weight * ratio * (std if guard else torch.ones_like(std)), 0.0)
-    on_drift = on_log_prob / variance if guard else torch.zeros_like(std)
+    on_drift = torch.where(spread, on_log_prob / variance, 0.0) if guard else torch.zeros_like(std)
     on_shift, kl = torch.zeros_like(std), torch.zeros_like(std)
     if call.kl == KL_LOG_RATIO:
         kl = 0.5 * log_ratio * log_ratio
@@ -49,7 +50,7 @@ def policy_rows(call: PolicyCall) -> None:
     elif call.kl != KL_NONE:
         on_shift = torch.ones_like(std) if call.kl == KL_VELOCITY else b * b
         if call.kl in (KL_GAUSSIAN, KL_STEPLESS):
-            on_shift = on_shift / variance
+            on_shift = torch.where(spread, on_shift / variance, 0.0)
         if call.kl == KL_STEPLESS:
             on_shift = on_shift * length
         kl = on_shift * shift

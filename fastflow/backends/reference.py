@@ -31,6 +31,8 @@ def fold(values: Tensor) -> Tensor:
 
 def tree_sum(values: Tensor) -> Tensor:
     """Row sums [B] of [B, N]: tiles of 2,048 folded, then added in order. The same bits on every backend and batch."""
+    if values.shape[1] == 0:
+        return values.new_zeros(values.shape[0])
     padding = -values.shape[1] % TILE
     tiles = fold(torch.nn.functional.pad(values, (0, padding)).reshape(values.shape[0], -1, TILE))
     total = tiles[:, 0]

@@ -45,9 +45,16 @@ def unavailable() -> str | None:
         return "no CUDA device"
     if torch.version.hip is not None:
         return "this torch is built for ROCm; the kernels are checked on NVIDIA GPUs only"
-    capability = torch.cuda.get_device_capability()
+    found = [_unfit(device) for device in range(torch.cuda.device_count())]
+    return found[0] if found and None not in found else None
+
+
+@functools.cache
+def _unfit(device: int) -> str | None:
+    """Why a GPU of this machine cannot run the kernels; None if it can."""
+    capability = torch.cuda.get_device_capability(device)
     if capability < MIN_CAPABILITY:
-        return f"the GPU has compute capability {capability[0]}.{capability[1]}: wanted 8.0 or newer"
+        return f"GPU {device} has compute capability {capability[0]}.{capability[1]}: wanted 8.0 or newer"
     return None
 
 
@@ -55,6 +62,8 @@ def refuse(call: StepCall) -> str | None:
     """Why this call cannot be served, naming the constraint and the value found; None if it can."""
     if not (call.sample.is_cuda or _env.triton_interpret()):
         return f"tensors are on {call.sample.device}: wanted a CUDA device (or TRITON_INTERPRET=1)"
+    if call.sample.is_cuda and (unfit := _unfit(call.sample.device.index)) is not None:
+        return unfit
     named = [("sample", call.sample), ("velocity", call.velocity)]
     named += [(name, slot) for name in _SLOTS if (slot := getattr(call, name)) is not None]
     for name, t in named:

@@ -66,29 +66,6 @@ def like(name: str, value: Any, sample: Tensor, *, kind: str = "float") -> Tenso
     return rows(value)
 
 
-def index(given: Any, sample: Tensor) -> Tensor:
-    """int64 [B] of rows of sample. Where they lie on a CPU each must name one; elsewhere kernels clamp and flag them."""
-    given = tensor("rows", given)
-    if given.dtype not in (torch.int64, torch.int32) or given.dim() != 1:
-        raise ValueError(f"rows: wanted int64 [B], a row of sample each, got {given.dtype} {tuple(given.shape)}")
-    if given.device != sample.device:
-        raise ValueError(f"rows: wanted the device of sample, {sample.device}, got {given.device}")
-    sources = sample.shape[0]
-    if sources == 0 and given.shape[0]:
-        raise ValueError(f"rows: wanted none, as sample has no rows, got {given.shape[0]}")
-    if given.device.type == "cpu" and given.shape[0] and not torch.compiler.is_compiling():
-        low, high = int(given.min()), int(given.max())
-        if low < 0 or high >= sources:
-            raise ValueError(f"rows: wanted 0 to {sources - 1}, got {low if low < 0 else high}")
-    whole: Tensor = given.long().contiguous()
-    return whole
-
-
-def gathered(sample: Tensor, index: Tensor | None) -> Tensor:
-    """A tensor of the shape, dtype and device of sample[index], whose values nobody reads."""
-    return sample if index is None else sample.new_empty(()).expand(index.shape[0], *sample.shape[1:])
-
-
 def coefficients(at: Any, sample: Tensor) -> Tensor:
     """Rows of the table, [1 or B, 16] on sample's device."""
     if not hasattr(at, "rows"):
@@ -125,6 +102,20 @@ def guided(
         return uncond + wide * (velocity - uncond), None, None, "none", whole
     token = guidance.token(sample.shape) if guidance.rescale == "token" else whole
     return velocity, uncond, scale, guidance.rescale, token
+
+
+def is_number(value: Any) -> bool:
+    """A Python number, or numpy's; no bool, and no tensor, whose value may be on a device."""
+    if isinstance(value, (int, float)):
+        return not isinstance(value, bool)
+    return hasattr(value, "__float__") and not isinstance(value, Tensor)
+
+
+def clip_range(clip: Any) -> None:
+    """Raises ValueError for what is no (below, above) 1."""
+    pair = isinstance(clip, (tuple, list)) and len(clip) == 2 and all(is_number(c) for c in clip)
+    if not pair or not all(0.0 <= c < float("inf") for c in clip) or clip[0] > 1.0:
+        raise ValueError(f"clip: wanted (below, above) 1, each at least 0, such as (1e-4, 1e-4), got {clip!r}")
 
 
 def scoring(at: At, score: str | None, reduce: str) -> tuple[int, int]:

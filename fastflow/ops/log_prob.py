@@ -44,13 +44,13 @@ def log_prob(
     velocity = checks.like("velocity", velocity, sample)
     next_sample = checks.like("next_sample", next_sample, sample)
     coef = checks.coefficients(at, sample)
+    if isinstance(uncond, Tensor) and not uncond_grad:
+        uncond = uncond.detach()
     velocity, uncond, scale, rescale, token = checks.guided(velocity, uncond, guidance, sample)
     score_index, reduce_index = checks.scoring(at, score, reduce)
     if mask is not None:
         mask = checks.like("mask", mask, sample, kind="bool")
     backends.check_name(backend)
-    if uncond is not None and not uncond_grad:
-        uncond = uncond.detach()
     value: Tensor = torch.ops.fastflow.log_prob(
         sample, velocity, next_sample, coef, uncond, scale, mask, token, score_index, reduce_index, uncond_grad, rescale,
         backend,

@@ -12,7 +12,7 @@ from .. import backends
 from ..dynamics.columns import COLUMNS, STD
 from ..guidance import CFG
 from ..noise import Noise
-from . import checks, library
+from . import checks, gather, library
 
 if TYPE_CHECKING:
     from ..dynamics import At
@@ -63,8 +63,9 @@ def step(
     next_sample:   a stored transition [B, *]: replay. Excludes noise.
     uncond, guidance: unconditional velocity [B, *] and ff.CFG: combined in front, uncond + scale (velocity - uncond).
     rows:          int64 [B]: row r is made of row rows[r] of sample, velocity and uncond, which have any number of rows, while
-                   all else has B: a fork or a resampling without a copy. An index that names no row is a ValueError on a
-                   CPU; on a GPU it is clamped, and bit 1 of flags tells.
+                   all else has B: a fork or a resampling without a copy (one is made for a gradient, under torch.compile and
+                   for CFG(dtype="velocity")). An index that names no row is a ValueError on a CPU; on a GPU and under
+                   torch.compile it is clamped, and bit 1 of flags tells.
     want:          names among next_sample, log_prob, clean, ode_next, mean, flags. Default: next_sample and log_prob; in a
                    replay log_prob; with `out`, its keys.
     out:           tensors to write into, {name: tensor}; no gradient then. next_sample may be `sample` itself.
@@ -81,14 +82,17 @@ def step(
     """
     sample = checks.state(sample)
     velocity = checks.like("velocity", velocity, sample)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (sample, velocity, uncond))
+    inputs = (sample, velocity, uncond)
+    needs_grad = torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in inputs)
     functional = out is None and (needs_grad or torch.compiler.is_compiling())
+    lost = None
     if rows is not None:
-        rows = checks.index(rows, sample)
-        if functional or (guidance is not None and guidance.dtype == "velocity"):
-            sample, velocity = sample.index_select(0, rows), velocity.index_select(0, rows)
-            uncond, rows = None if uncond is None else uncond.index_select(0, rows), None
-    source, sample = sample, checks.gathered(sample, rows)
+        rows = gather.index(rows, sample)
+        uncond = None if uncond is None else checks.like("uncond", uncond, velocity)
+        if functional or (isinstance(guidance, CFG) and guidance.dtype == "velocity"):
+            sample, velocity, uncond, lost = gather.copied(rows, sample, velocity, uncond)
+            rows = None
+    source, sample = sample, gather.shaped(sample, rows)
     coef = checks.coefficients(at, sample)
     velocity, uncond, scale, rescale, token = checks.guided(velocity, uncond, guidance, sample)
     score_index, reduce_index = checks.scoring(at, score, reduce)
@@ -115,28 +119,33 @@ def step(
     elif ("next_sample" in names or "log_prob" in names) and not _deterministic(at, coef):
         raise ValueError("noise: wanted ff.Noise(seeds, step) or a tensor [B, *], since std is not 0 here, got None")
     backends.check_name(backend)
-    inputs = (
+    arguments = (
         source, velocity, uncond, coef, scale, explicit, seeds, counter, next_sample, mask, token, stream, offset,
         score_index, reduce_index, score_rounded,
     )  # fmt: skip
     if functional:
         asked = [name in names for name in OUTPUTS]
         made = torch.ops.fastflow.step(
-            *inputs, sample.dtype, rescale, product_dtype, backend,
+            *arguments, sample.dtype, rescale, product_dtype, backend,
             [asked[0] or (needs_grad and asked[1]), *asked[1:]],  # the gradient of a score needs what was scored
         )  # fmt: skip
-        return StepOutput(*(t if w else None for t, w in zip(made, asked, strict=True)))
+        result = StepOutput(*(t if w else None for t, w in zip(made, asked, strict=True)))
+        return result._replace(flags=gather.with_lost(result.flags, lost))
     if needs_grad:
         raise ValueError(
             "out: wanted no gradient beside out=, got an input that requires one; use torch.no_grad() or drop out="
         )
     slots = slots_of(names, out or {}, sample, reduce_index)  # nothing to differentiate: past autograd
-    if rows is not None and any(slot is not None and slot.data_ptr() == source.data_ptr() for slot in slots):
-        raise ValueError(
-            "out: wanted memory of its own beside rows=, got that of sample, which other rows may still read"
-        )
+    if rows is not None and not torch.compiler.is_compiling():
+        for name, read in (("sample", source), ("velocity", velocity), ("uncond", uncond)):
+            if read is not None and any(slot is not None and gather.share_memory(slot, read) for slot in slots):
+                raise ValueError(
+                    f"out: wanted memory of its own beside rows=, got some of {name}'s, which other rows may read"
+                )
     stored = slots[0].dtype if slots[0] is not None else sample.dtype
-    torch.ops.fastflow.step_out(*inputs, stored, rescale, product_dtype, backend, rows, *slots)
+    torch.ops.fastflow.step_out(*arguments, stored, rescale, product_dtype, backend, rows, *slots)
+    if lost is not None and slots[5] is not None:
+        slots[5].add_(2 * lost.to(torch.int32))
     return StepOutput(*slots)
 
 

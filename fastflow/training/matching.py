@@ -156,8 +156,10 @@ def matching_loss(
     if ref_velocity is None and (isinstance(kl_weight, Tensor) or kl_weight):
         got = "a tensor" if isinstance(kl_weight, Tensor) else kl_weight
         raise ValueError(f"ref_velocity: wanted the reference's beside kl_weight={got}, got None")
-    if not beta > 0.0:
-        raise ValueError(f"beta: wanted a number above 0, got {beta}")
+    for name, number in (("beta", beta), ("advantage_max", advantage_max)):
+        if not checks.is_number(number) or not 0.0 < number < float("inf"):
+            raise ValueError(f"{name}: wanted a number above 0, got {number!r}")
+    checks.clip_range(clip)
     if objective == "dpo" and len(clean) % 2:
         raise ValueError(f"clean: wanted pairs of rows (winner, loser) for objective='dpo', got {len(clean)} rows")
     level = per_row("sigma", sigma, clean)

@@ -31,7 +31,7 @@ def awm(rows: MatchingRows, scale: Tensor | float, advantage: Tensor, clip: tupl
     low, high = 1.0 - clip[0], 1.0 + clip[1]
     each = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(low, high))
     outside = (ratio < low) | (ratio > high)
-    return each, {"ratio": ratio.detach(), "clip_fraction": outside.float().mean()}
+    return each, {"ratio": ratio.detach(), "clip_fraction": outside.float().sum() / max(len(outside), 1)}
 
 
 def nft(rows: MatchingRows, scale: Tensor | float, sigma: Tensor, advantage: Tensor, beta: float, most: float) -> Loss:

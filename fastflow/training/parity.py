@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,12 +46,12 @@ class Parity:
     @property
     def exact(self) -> bool:
         """Whether every log-probability is the rollout's bit for bit."""
-        return max(self.difference, default=0.0) == 0.0
+        return all(difference == 0.0 for difference in self.difference)  # NaN is not
 
     @property
     def ok(self) -> bool:
         """Whether no sample lies outside the clip range before the first update."""
-        return max(self.past, default=0.0) == 0.0
+        return all(share == 0.0 for share in self.past)
 
     def __str__(self) -> str:
         lines = ["step   max |d log_prob|   mean |d log_prob|   ratio                      past clip"]
@@ -82,6 +83,8 @@ def parity(
     compiled against eager) and says which of them makes the difference vanish. Raises what `ff.replay` raises, and
     ValueError for a trajectory without stored transitions.
     """
+    if not 0.0 <= clip < float("inf"):
+        raise ValueError(f"clip: wanted a number of at least 0, got {clip}")
     if not trajectory.steps or not len(trajectory):
         raise ValueError(f"trajectory: wanted stored transitions of at least one sample, got {trajectory!r}")
     arguments = {"condition": condition, "negative": negative, "guidance": guidance, "rows": rows}
@@ -96,7 +99,7 @@ def parity(
         difference=difference.abs().amax(0).tolist(),
         mean=difference.abs().mean(0).tolist(),
         ratio=list(zip(ratio.amin(0).tolist(), ratio.amax(0).tolist(), strict=True)),
-        past=((ratio - 1.0).abs() > clip).double().mean(0).tolist(),
+        past=(~((ratio - 1.0).abs() <= clip)).double().mean(0).tolist(),  # NaN is past it
         clip=clip,
         schedule_hash=trajectory.transitions.hash,
         rows=trajectory.stats.main_rows,
@@ -107,13 +110,15 @@ def parity(
 
 def _cause(trajectory: Trajectory, k: int, size: float, model: Any, arguments: dict[str, Any]) -> str:
     """The change that makes the difference of transition k smallest, if it explains it."""
+    at = f"at step {trajectory.steps[k]} the difference is {size:.3g} nats"
+    if not math.isfinite(size):
+        return f"the log-probabilities are not finite: {at}; the network's velocities, or the stored states, are not finite"
     found: list[tuple[float, str]] = []
     for words, again in _changes(trajectory, k, model, arguments):
         with torch.no_grad():
             scores = again()
         left = float((scores.double().cpu() - trajectory.log_probs[:, k].double().cpu()).abs().max())
         found.append((left, words))
-    at = f"at step {trajectory.steps[k]} the difference is {size:.3g} nats"
     if found and min(found)[0] <= size * EXPLAINED:
         left, words = min(found, key=lambda entry: entry[0])
         return f"likely cause: {words} ({at}, and {left:.3g} with that mended)"

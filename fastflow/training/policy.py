@@ -56,7 +56,7 @@ def policy_loss(
                    "flow_grpo": the same without the step in std, as flow_grpo's SD3 (times sigma - sigma_next);
                    "mean": (b (v - v_ref))^2 (Flow-Factory x-based); "velocity": (v - v_ref)^2 (v-based, AWM, DiffusionNFT);
                    "log_ratio": (log_prob - old_log_prob)^2 / 2 (MixGRPO).
-    row_weight:    [B], multiplies each row's loss (TempFlow's noise-aware weight is 2.25 * at.std).
+    row_weight:    [B], or [] for all: multiplies each row's surrogate, not its KL (`ff.noise_aware_weight(at)` of TempFlow).
     old_mean:      [B, *], of the rollout (keep=("mean",)); needed by "guard", "guard_ratio" and "dppo".
     objective:     "ppo"; "guard_ratio": ratio = exp((log_prob - old_log_prob + drift) std), with drift the mean of
                    (mean - old_mean)^2 / (2 std^2) (GRPO-Guard's normalised ratio); "guard": that, each row over
@@ -64,8 +64,9 @@ def policy_loss(
                    in the advantage's direction with a drift above `divergence` gives nothing.
     backend:       as in `ff.step`.
 
-    Rows with std 0 under a Gaussian score have weight 0 and leave the mean. loss: float32, a scalar; 0 if no row counts
-    (ratio_max is -inf then, ratio_min inf).
+    Rows with std 0 under a Gaussian score have weight 0 and leave the mean. Under "square" they count; their Gaussian terms (kl
+    "gaussian" and "flow_grpo", the drift) are 0, since no Gaussian is there, and "guard" multiplies by 1 for std.
+    loss: float32, a scalar; 0 if no row counts (ratio_max is -inf then, ratio_min inf).
     info: detached tensors on the device, read by none: ratio_mean, ratio_max, ratio_min, clip_fraction, approx_kl (half the
     mean square of the log-ratio), kl, rows (that count), and [B]: log_prob, ratio, kl_row.
     The backward saves the inputs alone and writes one gradient in velocity's dtype (two with uncond_grad).
@@ -77,24 +78,30 @@ def policy_loss(
     velocity = checks.like("velocity", velocity, sample)
     next_sample = checks.like("next_sample", next_sample, sample)
     coef = checks.coefficients(at, sample)
+    _check(clip, kl, kl_weight, objective, ref_velocity, ref_uncond, uncond, old_mean, divergence)
+    if isinstance(uncond, Tensor) and not uncond_grad:
+        uncond = uncond.detach()
     velocity, uncond, scale, rescale, token = checks.guided(velocity, uncond, guidance, sample)
     score_index, _ = checks.scoring(at, score, "mean")
     old_log_prob, advantage = _rows("old_log_prob", old_log_prob, sample), _rows("advantage", advantage, sample)
+    if isinstance(row_weight, Tensor) and row_weight.dim() == 0:
+        row_weight = row_weight.to(sample.device, non_blocking=True).expand(sample.shape[0])
     weight = None if row_weight is None else _rows("row_weight", row_weight, sample)
-    _check(clip, kl, kl_weight, objective, ref_velocity, ref_uncond, uncond, old_mean, divergence)
     backends.check_name(backend)
     if ref_velocity is not None and kl in (None, "log_ratio"):
         ref_velocity = ref_uncond = None
     if ref_velocity is not None:
         ref_velocity = checks.like("ref_velocity", ref_velocity, sample).detach()
-        ref_uncond = None if ref_uncond is None else checks.like("ref_uncond", ref_uncond, sample).detach()
+        if ref_uncond is not None:
+            ref_uncond = checks.like("ref_uncond", ref_uncond, sample).detach()
+            if ref_uncond.dtype != ref_velocity.dtype:
+                wanted = f"the dtype of ref_velocity, {ref_velocity.dtype}"
+                raise TypeError(f"ref_uncond: wanted {wanted}, got {ref_uncond.dtype}")
         if guidance is not None and guidance.dtype == "velocity":
             ref_velocity, ref_uncond, *_ = checks.guided(ref_velocity, ref_uncond, guidance, sample)
     drifts = objective != "ppo"
     old_mean = checks.like("old_mean", old_mean, sample).detach() if drifts else None
     mask = None if mask is None else checks.like("mask", mask, sample, kind="bool")
-    if uncond is not None and not uncond_grad:
-        uncond = uncond.detach()
     info, rows, log_prob = torch.ops.fastflow.policy(
         sample.detach(), velocity, next_sample.detach(), coef, uncond, scale, ref_velocity, ref_uncond, old_mean, mask, token,
         score_index, uncond_grad, rescale, backend, old_log_prob, advantage, weight, 1.0 - clip[0], 1.0 + clip[1],
@@ -125,17 +132,13 @@ def _check(
     clip: tuple[float, float], kl: str | None, kl_weight: float, objective: str, ref_velocity: Tensor | None,
     ref_uncond: Tensor | None, uncond: Tensor | None, old_mean: Tensor | None, divergence: float,
 ) -> None:  # fmt: skip
-    if (
-        not isinstance(clip, (tuple, list))
-        or len(clip) != 2
-        or not all(0.0 <= c < float("inf") for c in clip)
-        or clip[0] > 1.0
-    ):
-        raise ValueError(f"clip: wanted (below, above) 1, each at least 0, such as (1e-4, 1e-4), got {clip!r}")
+    checks.clip_range(clip)
     if objective not in OBJECTIVES:
         raise ValueError(f"objective: wanted one of {', '.join(OBJECTIVES)}, got {objective!r}")
     if kl is not None and kl not in KLS:
         raise ValueError(f"kl: wanted None or one of {', '.join(KLS)}, got {kl!r}")
+    if not checks.is_number(kl_weight) or not 0.0 <= kl_weight < float("inf"):
+        raise ValueError(f"kl_weight: wanted a number of at least 0, got {kl_weight!r}")
     if kl_weight and kl is None:
         raise ValueError(f"kl: wanted the name of one beside kl_weight={kl_weight}, got None ({', '.join(KLS)})")
     if kl not in (None, "log_ratio") and ref_velocity is None:
@@ -147,5 +150,5 @@ def _check(
         raise ValueError(
             f'old_mean: wanted the rollout\'s means for objective={objective!r} (keep=("mean",)), got None'
         )
-    if not divergence >= 0.0:
+    if not checks.is_number(divergence) or not divergence >= 0.0:
         raise ValueError(f"divergence: wanted at least 0, got {divergence}")

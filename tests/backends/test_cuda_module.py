@@ -48,8 +48,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refusa
     module = SimpleNamespace(refusal=lambda device: refusal, architectures=lambda: "sm_90")
     monkeypatch.setattr(cuda, "_module", lambda: module)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(cuda, "_unfit", cuda._unfit.__wrapped__)
     return cuda.unavailable.__wrapped__()
 
 
@@ -64,6 +65,14 @@ def test_an_old_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_the_module_was_not_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = str(machine(monkeypatch, (12, 0), "no kernel image is available"))
     assert "compiled for sm_90" in reason and "12.0: no kernel image" in reason and "FASTFLOW_CUDA_ARCHS" in reason
+
+
+def test_one_of_two_gpus_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    capabilities = {0: (7, 5), 1: (9, 0)}
+    assert machine(monkeypatch, (9, 0), None) is None
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
+    assert cuda.unavailable.__wrapped__() is None  # type: ignore[attr-defined]
+    assert "GPU 0 has compute capability 7.5" in str(cuda._unfit(0)) and cuda._unfit(1) is None
 
 
 def test_refusals_name_the_value() -> None:

@@ -135,3 +135,11 @@ def test_a_row_does_not_depend_on_the_others(device: Any) -> None:
 def test_no_rows_and_no_elements(device: Any) -> None:
     run(device, made(0, 64), torch.ones(3, 0), BETA)
     assert not run(device, made(2, 0), torch.ones(3, 2), BETA)[0].any()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_rows_without_elements(device: Any, source: str) -> None:
+    base, means = made(3, 0, source), torch.full((6, 3), 7.0)
+    device.matching(base, BETA, means)
+    assert torch.equal(means, torch.zeros(6, 3))
+    device.matching_backward(base, torch.ones(3, 3), torch.empty_like(base.velocity))

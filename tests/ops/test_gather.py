@@ -76,6 +76,50 @@ def test_no_rows_of_some() -> None:
     assert out.next_sample.shape == (0, 5, 7) and out.log_prob.shape == (0,)
 
 
+def test_uncond_has_the_rows_of_the_velocity(backend: str) -> None:
+    data = inputs((3, 5, 7))
+    data["velocity"] = data["velocity"].requires_grad_()
+    data["uncond"] = torch.zeros(6, 5, 7)
+    with pytest.raises(ValueError, match=r"uncond: wanted the shape of sample \(3, 5, 7\), got \(6, 5, 7\)"):
+        fork(data, FORK, ff.CFG(2.0), backend=backend)
+
+
+def test_an_index_that_only_the_device_knows_is_clamped_and_flagged_in_a_graph_too() -> None:
+    data = inputs((3, 5, 7))
+
+    def step(index: Tensor) -> ff.StepOutput:
+        return ff.step(data["sample"], data["velocity"], AT, noise=data["noise"][FORK], rows=index, want=ALL)
+
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    found, near = compiled(torch.tensor([0, -1, 2, 1, 3, 7])), step(torch.tensor([0, 0, 2, 1, 2, 2]))
+    assert found.flags.tolist() == [0, 2, 0, 0, 2, 2] and near.flags.tolist() == [0] * 6
+    for name in ALL[:-1]:
+        assert torch.equal(getattr(found, name), getattr(near, name)), name
+
+
+@pytest.mark.parametrize("name", ["sample", "velocity", "uncond"])
+def test_no_slot_lies_where_other_rows_are_read(backend: str, name: str) -> None:
+    data = inputs((3, 5, 7))
+    buffer = torch.zeros(9, 2, 5, 7)
+    buffer[:3, 0] = data[name]
+    data[name] = buffer[:3, 0]
+    options: dict[str, Any] = {"backend": backend, "guidance": ff.CFG(2.0), "uncond": data["uncond"], "rows": FORK[:3]}
+    call = (data["sample"], data["velocity"], AT)
+    for slot in (buffer[:3, 0], buffer[2:5, 0], buffer[0:1, 0].expand(3, 5, 7)):
+        with pytest.raises(ValueError, match=f"out: wanted memory of its own beside rows=, got some of {name}'s"):
+            ff.step(*call, out={"clean": slot}, **options)
+    for slot in (buffer[:3, 1], buffer[3:6, 0]):  # the rows of the two take turns; they follow each other
+        ff.step(*call, out={"clean": slot}, **options)
+
+
+def test_empty_rows_share_no_memory(backend: str) -> None:
+    none, index = torch.zeros(3, 0), torch.tensor([0, 2, 2, 1])
+    out = ff.step(none, none, AT, noise=torch.zeros(4, 0), rows=index, backend=backend)
+    assert out.next_sample.shape == (4, 0)
+    out = ff.step(none[:0], none[:0], AT, noise=none[:0], rows=index[:0], backend=backend)
+    assert out.next_sample.shape == (0, 0)
+
+
 def test_under_compile() -> None:
     data = inputs((3, 5, 7))
 

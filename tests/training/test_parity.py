@@ -129,6 +129,21 @@ def test_other_weights_have_no_such_cause() -> None:
     assert "cause unknown" in text and "the weights, the conditioning or the guidance may not be the rollout's" in text
 
 
+def test_what_is_not_finite_is_not_fine() -> None:
+    model = model_of(torch.float32)
+    traj, given = roll(model)
+    calls = iter(range(100))
+
+    def broken(sample: Tensor, sigma: Tensor, condition: Any) -> Tensor:
+        velocity = model(sample, sigma, condition)
+        return velocity * float("nan") if next(calls) == 1 else velocity
+
+    found = ff.parity(traj, broken, **given)
+    assert not found.ok and not found.exact and "not finite" in found.cause
+    with pytest.raises(ValueError, match="clip: wanted a number of at least 0, got nan"):
+        ff.parity(traj, model, **given, clip=float("nan"))
+
+
 def test_messages() -> None:
     model = model_of()
     traj, given = roll(model, dynamics=ff.ODE(), dense=None)
