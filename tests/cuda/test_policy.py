@@ -66,6 +66,18 @@ def test_batches(device: Any, batch: int) -> None:
     assert float(info[1]) == batch and bool((rows[0] > 0).all())
 
 
+@pytest.mark.parametrize("objective", range(4))
+@pytest.mark.parametrize("old", [float("nan"), -800.0, 800.0])
+def test_what_is_not_finite_is_told_as_torch_tells_it(device: Any, old: float, objective: int) -> None:
+    for advantage in (1.0, 0.0, -1.0):
+        call = policy(5, objective)
+        call.old_log_prob[2], call.advantage[2] = old, advantage
+        for found, wanted in zip(run(device, call), run(policy_rows, call, torch.float64), strict=True):
+            wanted = wanted.float()
+            near = (found - wanted).abs() <= ulp(wanted.double(), torch.float32)
+            assert bool((near | (found == wanted) | (found.isnan() & wanted.isnan())).all()), (found, wanted)
+
+
 @pytest.mark.parametrize("batch", [4, 300])
 def test_rows_without_noise_do_not_count(device: Any, batch: int) -> None:
     call = policy(batch, 1, 1, coef=table(batch, dead=(1, batch - 1)))

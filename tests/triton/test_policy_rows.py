@@ -113,6 +113,18 @@ def test_any_weight_of_the_divergence(weight: float) -> None:
     check(made(5, kl=plain.KL_LOG_RATIO, kl_weight=weight))
 
 
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow):RuntimeWarning")
+@pytest.mark.parametrize("objective", range(4))
+@pytest.mark.parametrize("old", [math.nan, -800.0, 800.0])
+def test_what_is_not_finite_is_told_as_torch_tells_it(old: float, objective: int) -> None:
+    for advantage in (1.0, 0.0, -1.0):
+        call = made(5, objective, gaussian=False)
+        call.old_log_prob[2], call.advantage[2] = old, advantage
+        for found, wanted in zip(run(call), run(call, plain), strict=True):
+            assert torch.equal(found.isnan(), wanted.isnan())
+            assert torch.equal(found.nan_to_num(0.0, 1.0, -1.0), wanted.nan_to_num(0.0, 1.0, -1.0))
+
+
 def test_float64_rows_and_no_rows_are_left_to_torch() -> None:
     call = made(5)
     names = ("log_prob", "shift", "drift", "old_log_prob", "advantage", "weight", "coef")
