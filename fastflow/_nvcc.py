@@ -69,15 +69,16 @@ def local_archs() -> list[str]:
 
 
 def parse_archs(text: str) -> list[str]:
-    """ "90", "8.0;9.0", "sm_80,sm_90+PTX" -> ["80", "90+PTX"]. Raises ValueError for anything else."""
+    """ "90", "8.0;9.0", "sm_80,sm_90+PTX" -> ["80", "90+PTX"]; "80-virtual" is PTX alone. Raises ValueError for others."""
     archs = []
     for word in re.split(r"[;,\s]+", text.strip()):
-        match = re.fullmatch(r"(?:sm_|compute_)?(\d+)\.?(\d)([af]?)(\+PTX)?", word, re.I)
+        match = re.fullmatch(r"(?:sm_|compute_)?(\d+)\.?(\d)([af]?)(\+PTX|-virtual)?", word, re.I)
         if match is None or int(match[1]) < 8:
             raise ValueError(
                 f'FASTFLOW_CUDA_ARCHS: wanted names like "80;90" or "8.0;9.0+PTX", 8.0 or newer, got {text!r}'
             )
-        archs.append(match[1] + match[2] + match[3].lower() + ("+PTX" if match[4] else ""))
+        more = {"": "", "+": "+PTX", "-": "-virtual"}[(match[4] or "")[:1]]
+        archs.append(match[1] + match[2] + match[3].lower() + more)
     return archs
 
 
@@ -89,25 +90,34 @@ def default_archs(nvcc: str) -> list[str]:
 
 
 def virtual(arch: str) -> str:
-    """What an architecture's code is made from: the kernels wait for one another by instructions of 9.0 and later."""
+    """What an architecture's machine code is made from: the kernels wait for one another by instructions of 9.0 and later."""
     return "90" if int(re.sub(r"\D", "", arch)) >= 90 else "80"
 
 
 def code_options(archs: Iterable[str]) -> list[str]:
-    """-gencode options; an arch that ends in +PTX is embedded as PTX too."""
-    options = []
+    """-gencode options: "90" is machine code, "90+PTX" that and the arch's own PTX, "90-virtual" the PTX alone."""
+    machine, ptx = held(archs)
+    options = [f"-gencode=arch=compute_{virtual(name)},code={name}" for name in machine]
+    return [*options, *(f"-gencode=arch={name},code={name}" for name in ptx)]
+
+
+def held(archs: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What such names ask for: machine code as ["sm_80"], and PTX as ["compute_80"], oldest first."""
+    machine, ptx = [], []
     for arch in archs:
-        name, source = arch.removesuffix("+PTX"), f"compute_{virtual(arch)}"
-        options.append(f"-gencode=arch={source},code=sm_{name}")
-        if arch.endswith("+PTX"):
-            options.append(f"-gencode=arch={source},code={source}")
-    return list(dict.fromkeys(options))
+        name = arch.removesuffix("+PTX").removesuffix("-virtual")
+        if not arch.endswith("-virtual"):
+            machine.append(f"sm_{name}")
+        if name != arch:
+            ptx.append(f"compute_{name}")
+    return list(dict.fromkeys(machine)), sorted(set(ptx), key=lambda name: (len(name), name))
 
 
 def flags(archs: Sequence[str]) -> list[str]:
     """All of nvcc's flags for object code."""
     host = [f"-Xcompiler={flag}" for flag in HOST_FLAGS]
-    return [*FLAGS, *host, *code_options(archs), f"-DFASTFLOW_ARCHS={'+'.join(f'sm_{arch}' for arch in archs)}"]
+    machine, ptx = held(archs)
+    return [*FLAGS, *host, *code_options(archs), f"-DFASTFLOW_ARCHS={'+'.join(machine + ptx)}"]
 
 
 def command(nvcc: str, root: Path, output: Path, archs: Sequence[str], *more: str) -> list[str]:

@@ -31,7 +31,13 @@ def test_resources() -> None:
 
 @pytest.mark.parametrize(
     ("text", "archs"),
-    [("90", ["90"]), ("8.0;9.0+PTX", ["80", "90+PTX"]), ("sm_80, sm_120", ["80", "120"]), ("10.0a", ["100a"])],
+    [
+        ("90", ["90"]),
+        ("8.0;9.0+PTX", ["80", "90+PTX"]),
+        ("sm_80, sm_120", ["80", "120"]),
+        ("10.0a", ["100a"]),
+        ("80-virtual", ["80-virtual"]),
+    ],
 )
 def test_architectures(text: str, archs: list[str]) -> None:
     assert _nvcc.parse_archs(text) == archs
@@ -48,8 +54,18 @@ def test_code_options() -> None:
         "-gencode=arch=compute_80,code=sm_80",
         "-gencode=arch=compute_80,code=sm_89",
         "-gencode=arch=compute_90,code=sm_120",
+        "-gencode=arch=compute_120,code=compute_120",
+    ]
+    assert _nvcc.code_options(["90+PTX", "80-virtual"]) == [
+        "-gencode=arch=compute_90,code=sm_90",
+        "-gencode=arch=compute_80,code=compute_80",
         "-gencode=arch=compute_90,code=compute_90",
     ]
+
+
+def test_what_a_module_says_that_it_holds() -> None:
+    assert _nvcc.held(["90", "120+PTX", "80-virtual"]) == (["sm_90", "sm_120"], ["compute_80", "compute_120"])
+    assert "-DFASTFLOW_ARCHS=sm_90+compute_80" in _nvcc.flags(["90", "80-virtual"])
 
 
 def test_every_build_is_without_contraction() -> None:
