@@ -101,17 +101,17 @@ test-gpu: $(if $(filter-out 0,$(GPU)),build/gpu.stamp) ## Triton and CUDA kernel
 
 # Each part has its time and writes as it goes, so that one which fails leaves the others' figures.
 .PHONY: bench-gpu
-bench-gpu: $(if $(filter-out 0,$(GPU)),build/gpu.stamp) ## all GPU benchmarks, 9 minutes at most after compiling; CSV files into RESULTS (bench/results)
+bench-gpu: $(if $(filter-out 0,$(GPU)),build/gpu.stamp) ## all GPU benchmarks, 9 minutes at most, compiling included; CSV files into RESULTS (bench/results)
 ifeq ($(GPU),0)
 	@$(NO_GPU)
 else
 	@failed=; run() { name=$$1; shift; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
-	run step $(call BENCH_GPU,160,step --seconds 125); \
-	run log_prob_backward $(call BENCH_GPU,35,log_prob_backward --seconds 20); \
-	run policy $(call BENCH_GPU,35,policy --seconds 20); \
-	run matching $(call BENCH_GPU,35,matching --seconds 20); \
-	run sd3.5 $(call BENCH_GPU,165,rollout --model sd3.5-medium-shape --rows 8 --repeats 3 --seconds 30); \
-	run flux $(call BENCH_GPU,95,rollout --model flux-shape --rows 2 --repeats 2 --seconds 20 --no-graphs); \
+	run step $(call BENCH_GPU,130,step --seconds 100); \
+	run log_prob_backward $(call BENCH_GPU,30,log_prob_backward --seconds 18); \
+	run policy $(call BENCH_GPU,30,policy --seconds 18); \
+	run matching $(call BENCH_GPU,30,matching --seconds 18); \
+	run sd3.5 $(call BENCH_GPU,140,rollout --model sd3.5-medium-shape --rows 8 --repeats 3 --seconds 30); \
+	run flux $(call BENCH_GPU,75,rollout --model flux-shape --rows 2 --repeats 2 --seconds 20 --no-graphs); \
 	test -z "$$failed" || { echo "make: not all went well:$$failed"; exit 1; }
 endif
 
