@@ -23,7 +23,7 @@ def collect() -> dict[str, Any]:
     recorded of the compiled modules; None if it recorded nothing), backends (list of name, reason: None if it runs
     here), cpu (model, cores, instructions chosen by the compiled module or None, torch_threads), gpus (list of name,
     capability, memory_gib), cuda (the version torch was built for, or None) and cache (FASTFLOW_CACHE_DIR: folder, archs of
-    Triton kernels, cuda: archs of the CUDA module, problems in words; None if it is not set).
+    Triton kernels, cuda: archs and PTX of the CUDA module, problems in words; None if it is not set).
     """
     import torch
 
@@ -93,7 +93,15 @@ def cache() -> dict[str, Any] | None:
     from .compile import module
     from .errors import BackendError
 
-    found, cuda, problems = kernels.archs(folder), [], []
+    found = kernels.archs(folder)
+    cuda: list[str] = []
+    problems: list[str] = []
+    if not folder.is_dir():
+        kind = "is a file, wanted a folder" if folder.exists() else "does not exist"
+        problems.append(
+            f"FASTFLOW_CACHE_DIR: {folder} {kind}; run `fastflow compile --out DIR` and name DIR, or unset it"
+        )
+        return {"folder": str(folder), "archs": found, "cuda": cuda, "problems": problems}
     here = [f"sm_{gpu['capability'].replace('.', '')}" for gpu in gpus()]
     for arch in found:
         try:
@@ -102,7 +110,8 @@ def cache() -> dict[str, Any] | None:
             problems.append(str(error))
     try:
         if module.find(folder) is not None:
-            cuda = (module.read(folder) or {})["archs"]
+            manifest = module.read(folder) or {}
+            cuda = [*manifest["archs"], *(f"PTX of {name}" for name in manifest["ptx"])]
     except BackendError as error:
         problems.append(str(error))
     if not found and not cuda and not problems:

@@ -23,6 +23,17 @@ from .errors import CacheError
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PARTS = {
+    "arch": str, "triton": str, "triton files": str, "ptxas": str, "kernels": dict, "environment": dict, "settings": dict,
+    "variants": list,
+}  # fmt: skip
+ENTRY = {
+    "module": str,
+    "kernel": str,
+    "folder": str,
+    "specialization": str,
+    "files": dict,
+}  # what loading reads of a variant
 
 
 class Folder:
@@ -123,6 +134,14 @@ def differences(manifest: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
+def faults(manifest: dict[str, Any], parts: dict[str, Any]) -> list[str]:
+    """In words, which parts of a manifest are missing or are not of their kind; `parts`: name -> type or types."""
+    lacks = [name for name in parts if name not in manifest]
+    other = [name for name, kind in parts.items() if name in manifest and not isinstance(manifest[name], kind)]
+    found = [f"it lacks {', '.join(map(repr, lacks))}"] if lacks else []
+    return found + [f"{name!r} is a {type(manifest[name]).__name__}" for name in other]
+
+
 def _release(version: str) -> str:
     """The line of `ptxas --version` that names the release."""
     lines = [line for line in version.splitlines() if "release" in line]
@@ -131,11 +150,22 @@ def _release(version: str) -> str:
 
 def archs(folder: Path) -> list[str]:
     """The architectures that a folder has Triton kernels for."""
-    return sorted(path.parent.name for path in (folder / "triton").glob(f"*/{MANIFEST}"))
+    names = [path.parent.name for path in (folder / "triton").glob(f"sm_*/{MANIFEST}")]
+    return sorted(name for name in names if name.removeprefix("sm_").isdecimal())
+
+
+def refuse_file(folder: Path) -> None:
+    """Raises CacheError where FASTFLOW_CACHE_DIR names a file."""
+    if folder.exists() and not folder.is_dir():
+        raise CacheError(
+            f"FASTFLOW_CACHE_DIR: wanted a folder that `fastflow compile --out DIR` wrote, got the file {folder}; name a "
+            "folder, or unset it"
+        )
 
 
 def read(folder: Path, arch: str) -> dict[str, Any]:
     """An architecture's manifest. Raises CacheError where there is none, or it is none."""
+    refuse_file(folder)
     path = place(folder, arch) / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -155,12 +185,45 @@ def read(folder: Path, arch: str) -> dict[str, Any]:
 
 
 def check(folder: Path, arch: str) -> dict[str, Any]:
-    """The manifest, if it fits this installation. Raises CacheError that says what differs and what to run."""
-    manifest = read(folder, arch)
+    """The manifest, if it fits this installation and its files are what was written.
+
+    Raises CacheError that says what differs and what to run.
+    """
+    manifest, here = read(folder, arch), place(folder, arch)
+    wrong = []
+    if manifest.get("format") == FORMAT:
+        wrong = faults(manifest, PARTS)
+        for entry in [] if wrong else manifest["variants"]:
+            wrong = wrong or (faults(entry, ENTRY) if isinstance(entry, dict) else ["a variant is no object"])
+    if wrong:
+        raise CacheError(f"FASTFLOW_CACHE_DIR: {here / MANIFEST} is no manifest: {'; '.join(wrong)}; {remedy(arch)}")
     found = differences(manifest, fingerprint(int(arch.removeprefix("sm_"))))
     if found:
-        raise CacheError(f"FASTFLOW_CACHE_DIR: {place(folder, arch)} is stale: {'; '.join(found)}; {remedy(arch)}")
+        raise CacheError(f"FASTFLOW_CACHE_DIR: {here} is stale: {'; '.join(found)}; {remedy(arch)}")
+    for entry in manifest["variants"]:
+        _check_files(here / entry["folder"], entry["files"], arch)
     return manifest
+
+
+def sums(group: Path) -> dict[str, str]:
+    """Name -> SHA-256 sum of a kernel's files."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(group.iterdir())}
+
+
+def _check_files(group: Path, files: dict[str, str], arch: str) -> None:
+    """Raises CacheError for a kernel's file that is gone or is not what was written."""
+    try:
+        there = sums(group) if group.is_dir() else {}
+    except OSError as error:
+        raise CacheError(f"FASTFLOW_CACHE_DIR: {group} cannot be read: {error}; {remedy(arch)}") from error
+    again = f"copy the folder again, or {remedy(arch)}"
+    for name, written in files.items():
+        if name not in there:
+            raise CacheError(f"FASTFLOW_CACHE_DIR: {group / name} is not there, although its manifest fits; {again}")
+        if there[name] != written:
+            raise CacheError(
+                f"FASTFLOW_CACHE_DIR: {group / name} is broken: its SHA-256 sum is not the one that was written; {again}"
+            )
 
 
 def remedy(arch: str) -> str:

@@ -11,11 +11,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .cache import FORMAT, MANIFEST
+from .cache import FORMAT, MANIFEST, faults, refuse_file
 from .errors import CacheError
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+PARTS = {
+    "fastflow": str, "sources": (str, type(None)), "suffix": str, "module": str, "size": int, "sha256": str, "archs": list,
+    "ptx": list,
+}  # fmt: skip
 _REMEDY = "run `fastflow compile --backend cuda --out DIR` with this installation, or unset it"
 
 
@@ -33,6 +37,7 @@ def fingerprint() -> dict[str, Any]:
 
 def read(folder: Path) -> dict[str, Any] | None:
     """The manifest; None for a folder without a CUDA module. Raises CacheError where it cannot be read."""
+    refuse_file(folder)
     path = folder / "cuda" / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -45,26 +50,61 @@ def read(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
+def stamp(path: Path) -> dict[str, Any]:
+    """What a manifest says of the module's file: its name, its size and its SHA-256 sum."""
+    data = path.read_bytes()
+    return {"module": path.name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def find(folder: Path) -> Path | None:
-    """The module's file, if it fits this installation; None for a folder without one. Raises CacheError."""
+    """The module's file, if it fits this installation and is what was written; None for a folder without one.
+
+    Raises CacheError. A truncated file must not reach the loader, which the system would end with the whole process.
+    """
     manifest = read(folder)
     if manifest is None:
         return None
-    now, found = fingerprint(), []
+    place, now = folder / "cuda", fingerprint()
     if manifest.get("format") != FORMAT:
-        found.append(f"its format is {manifest.get('format')}, this fastflow reads {FORMAT}")
-    elif manifest["fastflow"] != now["fastflow"]:
+        raise _stale(place, f"its format is {manifest.get('format')}, this fastflow reads {FORMAT}")
+    if "sha256" not in manifest or "size" not in manifest:
+        raise _stale(place, f"its {MANIFEST} is older, without the size and the sum of the module's file")
+    wrong = faults(manifest, PARTS)
+    if wrong:
+        raise CacheError(f"FASTFLOW_CACHE_DIR: {place / MANIFEST} is no manifest: {'; '.join(wrong)}; {_REMEDY}")
+    found = []
+    if manifest["fastflow"] != now["fastflow"]:
         found.append(f"fastflow was {manifest['fastflow']}, here it is {now['fastflow']}")
     elif None not in (manifest["sources"], now["sources"]) and manifest["sources"] != now["sources"]:
         found.append("the sources in csrc/ have changed")
-    if manifest.get("suffix") != SUFFIX:
-        found.append(f"it was compiled for the Python of {manifest.get('suffix')}, this one loads {SUFFIX}")
-    path = folder / "cuda" / str(manifest.get("module"))
+    if manifest["suffix"] != SUFFIX:
+        found.append(f"it was compiled for the Python of {manifest['suffix']}, this one loads {SUFFIX}")
+    path = place / str(manifest["module"])
     if not found and not path.is_file():
         found.append(f"{path.name} is not there")
     if found:
-        raise CacheError(f"FASTFLOW_CACHE_DIR: {folder / 'cuda'} is stale: {'; '.join(found)}; {_REMEDY}")
+        raise _stale(place, "; ".join(found))
+    _compare(path, manifest)
     return path
+
+
+def _stale(place: Path, found: str) -> CacheError:
+    return CacheError(f"FASTFLOW_CACHE_DIR: {place} is stale: {found}; {_REMEDY}")
+
+
+def _compare(path: Path, manifest: dict[str, Any]) -> None:
+    """Raises CacheError for a file that is not what was written."""
+    try:
+        there = stamp(path)
+    except OSError as error:
+        raise CacheError(f"FASTFLOW_CACHE_DIR: {path} cannot be read: {error}; {_REMEDY}") from error
+    if there["size"] != manifest["size"]:
+        wrong = f"it has {there['size']} bytes, and {manifest['size']} were written"
+    elif there["sha256"] != manifest["sha256"]:
+        wrong = "its SHA-256 sum is not the one that was written"
+    else:
+        return
+    raise CacheError(f"FASTFLOW_CACHE_DIR: {path} is broken: {wrong}; copy the folder again, or {_REMEDY}")
 
 
 def load(folder: Path) -> ModuleType | None:

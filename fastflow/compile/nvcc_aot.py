@@ -15,7 +15,7 @@ from typing import Any
 from .. import _env, _nvcc
 from .cache import MANIFEST
 from .errors import CompileError
-from .module import ROOT, SUFFIX, fingerprint
+from .module import ROOT, SUFFIX, fingerprint, stamp
 from .resources import measure, tool
 from .targets import PTX, Target, find
 
@@ -43,7 +43,7 @@ def find_nvcc() -> str:
 
 
 def build(targets: list[Target], folder: Path) -> list[dict[str, Any]]:
-    """Compiles for every target, with PTX of compute_80 and compute_120 for the others; an entry a kernel and target.
+    """Compiles for every target, and PTX of compute_80 and compute_120 for other GPUs; an entry a kernel and target.
 
     Raises CompileError.
     """
@@ -58,6 +58,12 @@ def build(targets: list[Target], folder: Path) -> list[dict[str, Any]]:
     unknown = [target.name for target in targets if target.plain not in known]
     if unknown:
         raise CompileError(f"--arch: {nvcc} does not know {', '.join(unknown)}; it knows {', '.join(known)}")
+    unknown = [name for name in PTX if name.replace("compute", "sm") not in known]
+    if unknown:
+        raise CompileError(
+            f"PTX of {' and '.join(PTX)} is embedded for other GPUs, and {nvcc} does not know {', '.join(unknown)}; set "
+            "CUDA_HOME to a toolkit of 12.8 or newer, or leave the CUDA half out with `--backend triton`"
+        )
     place = folder / "cuda"
     place.mkdir(parents=True, exist_ok=True)
     (place / MANIFEST).unlink(missing_ok=True)  # what is half written is no cache
@@ -67,17 +73,24 @@ def build(targets: list[Target], folder: Path) -> list[dict[str, Any]]:
         entries = _measure(made, Path(work))
         module = place / made.name
         shutil.move(made, module)
-    manifest = fingerprint() | {"module": module.name, "nvcc": _nvcc.version(nvcc), "archs": names}
+    machine, ptx = _nvcc.held(names)
+    manifest = fingerprint() | stamp(module) | {"nvcc": _nvcc.version(nvcc), "archs": machine, "ptx": ptx}
     (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return entries
 
 
 def archs_of(targets: list[Target]) -> list[str]:
-    """What the builder is asked for: "90", or "80+PTX". The architectures of PTX are compiled for in any case."""
-    numbers = [target.name.removeprefix("sm_") for target in targets]
+    """What the builder is asked for: "90", or "80+PTX"; "80-virtual", its PTX alone, where it is no target."""
+    names = [target.name.removeprefix("sm_") for target in targets]
     virtual = [name.removeprefix("compute_") for name in PTX]
-    numbers += [name for name in virtual if name not in numbers]
-    return [f"{name}+PTX" if name in virtual else name for name in numbers]
+    asked = [f"{name}+PTX" if name in virtual else name for name in names]
+    return asked + [f"{name}-virtual" for name in virtual if name not in names]
+
+
+def contents(targets: list[Target]) -> str:
+    """What the module holds, in words."""
+    machine, ptx = _nvcc.held(archs_of(targets))
+    return f"code for {', '.join(machine)}, and PTX of {' and '.join(ptx)} for other GPUs"
 
 
 def _run_builder(work: Path, names: list[str]) -> Path:

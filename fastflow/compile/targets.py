@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 DEFAULT = ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")
-PTX = ("compute_80", "compute_120")  # what nvcc adds for devices that are not in the list
+PTX = ("compute_80", "compute_120")  # embedded in any case, for GPUs that no machine code is for
 _REGISTERS = 65536  # of a multiprocessor, in four quarters; a warp takes them by 256
 _RESERVED = 1024  # bytes of shared memory that every block costs beside its own
 

@@ -135,6 +135,8 @@ def _compile(number: int, folder: Path, only: str) -> list[dict[str, Any]]:
         raise CompileError(f"{arch}, {label}: {error}") from error
     for path in place.glob("*/*.source"):
         path.unlink()
+    for entry in compiled:
+        entry["files"] = cache.sums(place / entry["folder"])
     manifest = cache.fingerprint(number) | {"only": only, "variants": compiled}
     (place / cache.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return compiled

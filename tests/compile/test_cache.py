@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fastflow import doctor
 from fastflow.compile import cache
 from fastflow.compile.errors import CacheError
 from tests.compile.conftest import ONLY
@@ -91,6 +92,55 @@ def test_a_kernel_that_is_gone_is_not_compiled_behind_the_back(
     assert "is not there, although its manifest fits" in second(partly, tmp_path)["error"]
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda manifest: {"format": 1}, r"it lacks 'arch', 'triton', .*'variants'"),
+        (lambda manifest: manifest | {"kernels": []}, r"'kernels' is a list"),
+        (lambda manifest: manifest | {"variants": [{"module": "transition"}]}, r"it lacks 'kernel', 'folder'"),
+        (lambda manifest: manifest | {"variants": [3]}, r"a variant is no object"),
+    ],
+)
+def test_a_manifest_that_lacks_parts_is_named(folder: Path, tmp_path: Path, change: Any, words: str) -> None:
+    path = cache.place(tmp_path, "sm_90") / cache.MANIFEST
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(change(cache.read(folder, "sm_90"))))
+    for read in (cache.check, cache.load):
+        with pytest.raises(
+            CacheError, match=rf"manifest\.json is no manifest: {words}.*; run `fastflow compile --arch sm_90"
+        ):
+            read(tmp_path, "sm_90")
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"), [(gone, "is not there, although its manifest fits"), (truncated, "is broken: its SHA-256 sum")]
+)
+@pytest.mark.parametrize("kind", ["cubin", "json"])
+def test_a_file_that_is_gone_or_broken_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, harm: Any, words: str
+) -> None:
+    partly = tmp_path / "partly"
+    shutil.copytree(folder, partly)
+    path = next(cache.place(partly, "sm_90").glob(f"*/*.{kind}"))
+    harm(path)
+    for read in (cache.check, cache.load):
+        with pytest.raises(
+            CacheError, match=rf"{path.name} {words}.*; copy the folder again, or run `fastflow compile"
+        ):
+            read(partly, "sm_90")
+    monkeypatch.setenv("FASTFLOW_CACHE_DIR", str(partly))
+    (problem,) = (doctor.cache() or {})["problems"]
+    assert words in problem
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{"])
 def test_a_manifest_that_cannot_be_read_is_named(folder: Path, tmp_path: Path, text: str) -> None:
     place = cache.place(tmp_path, "sm_90")
@@ -105,3 +155,19 @@ def test_an_empty_and_a_missing_folder(tmp_path: Path) -> None:
         cache.check(tmp_path, "sm_90")
     with pytest.raises(CacheError, match="it does not exist"):
         cache.check(tmp_path / "none", "sm_90")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for read in (cache.check, cache.load):
+        with pytest.raises(
+            CacheError, match=r"FASTFLOW_CACHE_DIR: wanted a folder that .* got the file .*file; name a"
+        ):
+            read(tmp_path / "file", "sm_90")
+
+
+def test_other_folders_are_no_architectures(tmp_path: Path) -> None:
+    for name in ("sm_90", "sm_x", "old"):
+        (tmp_path / "triton" / name).mkdir(parents=True)
+        (tmp_path / "triton" / name / cache.MANIFEST).write_text("{}")
+    assert cache.archs(tmp_path) == ["sm_90"]
