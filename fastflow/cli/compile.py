@@ -17,6 +17,8 @@ HELP = """Compiles the kernels for GPU architectures, without a GPU, and says wh
 
 With FASTFLOW_CACHE_DIR=DIR, a machine with one of these GPUs starts without compiling. It leaves with 1 if a kernel spills.
 
+Beside code for the targets alone, the CUDA module always holds PTX of compute_80 and compute_120, for other GPUs.
+
 [bold]Examples[/bold]
 
   fastflow compile --out kernels
@@ -45,7 +47,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every variant as JSON.")] = False,
 ) -> None:
-    from ..compile import report, targets
+    from ..compile import nvcc_aot, report, targets
 
     chosen = list(dict.fromkeys(backend or BACKENDS))
     try:
@@ -65,6 +67,8 @@ def command(
         screen.width = max(WIDTH, screen.width)
         screen.print(report.table(entries), highlight=False)
         screen.print(f"\n{len(entries)} kernels in {out}; FASTFLOW_CACHE_DIR={out} finds them", highlight=False)
+        if "cuda" in chosen:
+            screen.print(f"the CUDA module holds {nvcc_aot.contents(wanted)}", highlight=False)
     spilling = report.spilling(entries)
     if spilling:
         fail(f"{len(spilling)} kernels spill registers: {'; '.join(spilling)}", FAILED)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from fastflow.cli.app import app
 from fastflow.cli.compile import spread
-from fastflow.compile import report, triton_aot
+from fastflow.compile import nvcc_aot, report, triton_aot
 
 
 def fastflow(*arguments: object) -> Result:
@@ -49,7 +49,11 @@ def test_doctor_without_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert json.loads(fastflow("doctor", "--json").stdout)["cache"] is None
     monkeypatch.setenv("FASTFLOW_CACHE_DIR", str(tmp_path / "none"))
     (problem,) = json.loads(fastflow("doctor", "--json").stdout)["cache"]["problems"]
-    assert "none" in problem and "fastflow compile" in problem
+    assert "none does not exist; run `fastflow compile --out DIR`" in problem
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTFLOW_CACHE_DIR", str(tmp_path / "file"))
+    (problem,) = json.loads(fastflow("doctor", "--json").stdout)["cache"]["problems"]
+    assert problem.startswith("FASTFLOW_CACHE_DIR: ") and "file is a file, wanted a folder; run" in problem
 
 
 def test_json_and_spills(monkeypatch: pytest.MonkeyPatch, entries: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -104,3 +108,10 @@ def test_a_missing_ptxas_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_help_has_examples() -> None:
     text = fastflow("compile", "--help").stdout
     assert "Examples" in text and "fastflow compile --out kernels" in text
+    assert "PTX of compute_80 and compute_120" in " ".join(text.split())
+
+
+def test_ptx_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvcc_aot, "build", lambda *arguments: [])
+    result = fastflow("compile", "--backend", "cuda", "--arch", "sm_90", "--out", tmp_path)
+    assert "module holds code for sm_90, and PTX of compute_80 and compute_120" in " ".join(result.stdout.split())
