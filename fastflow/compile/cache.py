@@ -27,13 +27,7 @@ PARTS = {
     "arch": str, "triton": str, "triton files": str, "ptxas": str, "kernels": dict, "environment": dict, "settings": dict,
     "variants": list,
 }  # fmt: skip
-ENTRY = {
-    "module": str,
-    "kernel": str,
-    "folder": str,
-    "specialization": str,
-    "files": dict,
-}  # what loading reads of a variant
+ENTRY = {"module": str, "kernel": str, "folder": str, "specialization": str}  # what loading reads of a variant
 
 
 class Folder:
@@ -194,15 +188,22 @@ def check(folder: Path, arch: str) -> dict[str, Any]:
     if manifest.get("format") == FORMAT:
         wrong = faults(manifest, PARTS)
         for entry in [] if wrong else manifest["variants"]:
-            wrong = wrong or (faults(entry, ENTRY) if isinstance(entry, dict) else ["a variant is no object"])
+            wrong = wrong or (_entry_faults(entry) if isinstance(entry, dict) else ["a variant is no object"])
     if wrong:
         raise CacheError(f"FASTFLOW_CACHE_DIR: {here / MANIFEST} is no manifest: {'; '.join(wrong)}; {remedy(arch)}")
     found = differences(manifest, fingerprint(int(arch.removeprefix("sm_"))))
     if found:
         raise CacheError(f"FASTFLOW_CACHE_DIR: {here} is stale: {'; '.join(found)}; {remedy(arch)}")
+    if not all("files" in entry for entry in manifest["variants"]):
+        older = f"its {MANIFEST} is older, without the sums of its files"
+        raise CacheError(f"FASTFLOW_CACHE_DIR: {here} is stale: {older}; {remedy(arch)}")
     for entry in manifest["variants"]:
         _check_files(here / entry["folder"], entry["files"], arch)
     return manifest
+
+
+def _entry_faults(entry: dict[str, Any]) -> list[str]:
+    return faults(entry, ENTRY | ({"files": dict} if "files" in entry else {}))
 
 
 def sums(group: Path) -> dict[str, str]:

@@ -112,6 +112,17 @@ def test_a_manifest_that_lacks_parts_is_named(folder: Path, tmp_path: Path, chan
             read(tmp_path, "sm_90")
 
 
+def test_an_older_manifest_is_stale(folder: Path, tmp_path: Path) -> None:
+    manifest = cache.read(folder, "sm_90")
+    for entry in manifest["variants"]:
+        del entry["files"]
+    path = cache.place(tmp_path, "sm_90") / cache.MANIFEST
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CacheError, match=r"is stale: its manifest\.json is older, without the sums of its files; run"):
+        cache.check(tmp_path, "sm_90")
+
+
 def gone(path: Path) -> None:
     path.unlink()
 
