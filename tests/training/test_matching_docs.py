@@ -20,21 +20,24 @@ TABLE = re.findall(r"^\| ([^|]+) \| (.*) \|$", TEXT, re.M)[2:]
 def network(scale: Tensor) -> Any:
     """A velocity that depends on its parameter, on sigma and on the prompt."""
 
-    def velocity(sample: Tensor, sigma: Tensor, condition: Tensor) -> Tensor:
+    def velocity(sample: Tensor, sigma: Tensor, condition: dict[str, Tensor]) -> Tensor:
         wide = [-1, *[1] * (sample.dim() - 1)]
-        return scale * sample * sigma.reshape(wide) + condition.reshape(wide)
+        return scale * sample * sigma.reshape(wide) + condition["encoder_hidden_states"].reshape(wide)
 
     return velocity
 
 
 def names(weight: Tensor) -> dict[str, Any]:
+    """What the page takes as given. The conditioning is README.md's: an entry per prompt, and one for the negative."""
     traj = roll()
-    condition = torch.arange(float(int(traj.prompt_index.max()) + 1))
+    prompts = int(traj.prompt_index.max()) + 1
+    assert 1 < prompts < len(traj)  # neither is an entry per row
     sigma = torch.linspace(0.3, 0.9, len(traj))
     return {
-        "ff": ff, "torch": torch, "traj": traj, "clean": traj.final, "update": 3, "sigma": sigma, "sigma_next": sigma - 0.1,
+        "ff": ff, "torch": torch, "traj": traj, "update": 3, "sigma": sigma, "sigma_next": sigma - 0.1,
         "model": network(weight), "moving": network(weight.detach() + 0.1), "reference": network(weight.detach() - 0.2),
-        "condition": condition, "rows": ff.gather(condition, traj.prompt_index), "negative": torch.zeros(len(traj)),
+        "condition": {"encoder_hidden_states": torch.arange(float(prompts))},
+        "negative": {"encoder_hidden_states": torch.zeros(1)},
         "reward": torch.arange(float(len(traj))),
     }  # fmt: skip
 
