@@ -51,6 +51,21 @@ def command(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.parametrize(("module", "package"), [("peft", "peft"), ("sklearn", "scikit-learn")])
+def test_a_missing_package_is_named_with_what_installs_it(module: str, package: str) -> None:
+    without = f"import runpy, sys; sys.modules[{module!r}] = None; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(SCRIPT.parent), str(ROOT)))}
+    done = subprocess.run([sys.executable, "-c", without], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert f"not installed: {package}; " in done.stderr
+    assert 'pip install ".[demo,train]"' in done.stderr
+    assert "Traceback" not in done.stderr
+    extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[project.optional-dependencies]")[1]
+    offered = [line for line in extras.splitlines() if line.startswith(("demo =", "train ="))]
+    assert len(offered) == 2
+    assert f'"{package}>=' in "".join(offered)
+
+
 def log(out: Path) -> list[dict[str, float]]:
     with (out / "log.csv").open(newline="") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
