@@ -26,8 +26,8 @@ import torch
 from digits_training import algorithms, record, report
 from digits_training.network import Network
 from digits_training.objectives import Forward, Part, Policy
-from digits_training.options import parse, settings
-from digits_training.ranks import Gradient, Ranks
+from digits_training.options import CHECKPOINT, parse, settings
+from digits_training.ranks import Gradient, NotFiniteError, Ranks
 from digits_training.rewards import NAMES, Rewards, weighted
 
 import fastflow as ff
@@ -118,12 +118,13 @@ class Trainer:
             "zero_share": silent / count,
         }
         for inner in range(self.args.inner):
-            row |= self.step(parts, inner)
+            row |= self.step(parts, inner, f"update {number}, optimizer step {inner}")
         self.network.follow(min(self.args.old_decay * number, self.args.old_decay_most))
         return row | {"seconds": time.perf_counter() - began}
 
-    def step(self, parts: list[Part], inner: int) -> dict[str, float]:
-        """One optimizer step over all chunks. A loss is the mean over a chunk's samples, and chunks are of one size."""
+    def step(self, parts: list[Part], inner: int, place: str) -> dict[str, float]:
+        """One optimizer step over all chunks. A loss is the mean over a chunk's samples, and chunks are of one size.
+        place: what an error calls this step."""
         sums, largest = torch.zeros(2, dtype=torch.float64), -torch.inf
         for part in parts:
             columns = part.advantages.shape[1]
@@ -134,7 +135,7 @@ class Trainer:
                 sums += share * torch.tensor([float(info.get("clip_fraction", torch.nan)), float(info["kl"])])
                 largest = max(largest, float(info.get("ratio_max", largest)))
             self.gradient.add()
-        norm = self.gradient.finish(self.args.max_norm)
+        norm = self.gradient.finish(self.args.max_norm, place)
         self.optimizer.step()
         self.gradient.clear()
         clipped, kl = self.ranks.sum(sums).tolist()
@@ -182,7 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(
             f"--prompts: wanted a multiple of --chunk {args.chunk} times {ranks.size} processes, got {args.prompts}"
         )
-    checkpoint = args.out / "checkpoint.pt"
+    checkpoint = args.out / CHECKPOINT
     trainer, start = Trainer(args, ranks), 0
     if args.resume:
         start = trainer.load(record.load(checkpoint, settings(args)))
@@ -206,7 +207,12 @@ def main(arguments: list[str] | None = None) -> None:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not shown) as progress:
         task = progress.add_task("training", total=args.updates, completed=start, reward="")
         for number in range(start, args.updates):
-            row = trainer.update(number)
+            try:
+                row = trainer.update(number)
+            except NotFiniteError as error:
+                if log is not None:
+                    log.close()
+                sys.exit(str(error))
             if log is not None:
                 log.add(row)
                 if (number + 1) % args.save_every == 0 or number + 1 == args.updates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -46,6 +47,10 @@ class Ranks:
             dist.destroy_process_group()
 
 
+class NotFiniteError(ArithmeticError):
+    """Training has come to numbers that are none."""
+
+
 class Gradient:
     """The gradient of the global batch. Chunks are summed in float64 and rounded once, so that it does not matter which process
     had which chunk."""
@@ -60,10 +65,15 @@ class Gradient:
         self.total += torch.cat([part.flatten() for part in parts]).to("cpu", torch.float64)
         self.clear()
 
-    def finish(self, largest: float) -> float:
-        """Sums over the processes and gives the parameters their gradients; returns the norm before clipping."""
+    def finish(self, largest: float, place: str) -> float:
+        """Sums over the processes and gives the parameters their gradients; returns the norm before clipping.
+
+        Raises NotFiniteError, on all processes and with the parameters as they were, for a norm that is NaN or infinite.
+        """
         total = self.ranks.sum(self.total)
         norm = float(total.norm())
+        if not math.isfinite(norm):
+            raise NotFiniteError(f"{place}: wanted a finite gradient norm, got {norm}; a lower --lr may help")
         total *= min(1.0, largest / max(norm, 1e-30))
         parts = total.split([p.numel() for p in self.parameters])
         for parameter, part in zip(self.parameters, parts, strict=True):

@@ -182,7 +182,54 @@ def test_what_cannot_be_is_refused(
         (["--reward", "mix", "--weights", "1"], "--weights: wanted one for each of margin, ink"),
         (["--algorithm", "nft", "--guidance", "2"], "--guidance: wanted 1 for nft"),
         (["--dynamics", "cps", "--noise", "calibrated"], "--noise calibrated: wanted an SDE"),
+        (["--digits", "abc"], "argument --digits: wanted digits from 0 to 9, each once, as in 0123, got 'abc'"),
+        (["--digits", "11"], "got '11'"),
+        (["--digits", ""], "got ''"),
+        (["--window", "abc"], "--window: wanted A:B with 0 <= A < B <= 10, the number of steps, as in 1:3, got 'abc'"),
+        (["--window", "3:3"], "got '3:3'"),
+        (["--window", "3:11"], "got '3:11'"),
+        (["--lr", "nan"], "argument --lr: wanted a finite number, got 'nan'"),
+        (["--max-norm", "0"], "argument --max-norm: wanted a number above 0, got '0'"),
+        (["--guidance", "two"], "argument --guidance: wanted a finite number, got 'two'"),
+        (["--resume"], f"--resume: wanted a checkpoint of an earlier run, got no file {tmp_path / 'checkpoint.pt'}"),
     ):
         with pytest.raises(SystemExit):
             train(tmp_path, *arguments)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["prompts", "group", "chunk", "updates", "inner", "steps", "calibrations", "rank", "save-every", "threads"],
+)
+@pytest.mark.parametrize("value", ["0", "-1", "two"])
+def test_a_count_is_one_at_least(
+    tmp_path: Path, train: Callable[..., None], capsys: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    with pytest.raises(SystemExit):
+        train(tmp_path, f"--{option}", value)
+    assert f"argument --{option}: wanted a whole number, 1 at least, got {value!r}" in capsys.readouterr().err
+
+
+def test_a_guidance_of_zero_is_one(tmp_path: Path, train: Callable[..., None]) -> None:
+    train(tmp_path, *SMALL, "--guidance", "0")
+    assert checkpoint(tmp_path)["settings"]["guidance"] == 0.0
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, train: Callable[..., None]) -> None:
+    with pytest.raises(SystemExit, match="^update 0, optimizer step 1: wanted a finite gradient norm, got (nan|inf);"):
+        train(tmp_path, *SMALL, "--lr", "1e30")
+    assert log(tmp_path) == []  # the update is not one
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_parameters_get_no_gradient_that_is_not_finite(train: Callable[..., None], value: float) -> None:
+    from digits_training.ranks import Gradient, NotFiniteError, Ranks
+
+    parameter = torch.nn.Parameter(torch.zeros(3))
+    gradient = Gradient([parameter], Ranks())
+    parameter.grad = torch.tensor([1.0, value, 0.0])
+    gradient.add()
+    with pytest.raises(NotFiniteError, match=f"there: wanted a finite gradient norm, got {value}"):
+        gradient.finish(1.0, "there")
+    assert parameter.grad is None
