@@ -7,7 +7,8 @@
     python examples/train_digits.py --out out/dense --resume ...                   # goes on from out/dense/checkpoint.pt
 
 What a trainer needs of fastflow is here and in digits_training/objectives.py: roll out, credit, replay, loss. Writes log.csv,
-tensorboard/, checkpoint.pt, curves.png, samples.png and report.html into --out. A resumed run has the bits of one that ran
+tensorboard/, checkpoint.pt, curves.png, samples.png and report.html into --out, and with --noise calibrated calibration.csv and
+calibration.png. A resumed run has the bits of one that ran
 through: all noise is a function of --seed, the update, the digit and the copy, so that there is no random state to keep.
 
 On CPUs too accelerate needs --multi_gpu to start several processes: `accelerate launch --cpu --num_processes 2` starts one.
@@ -51,7 +52,7 @@ class Trainer:
         self.weights = dict(zip(NAMES[args.reward], args.weights, strict=True))
         self.noise = algorithms.noise(args)
         start = self.noise if args.noise == "calibrated" else 0.0
-        self.calibrator = ff.ExplorationCalibrator(start, self.sigmas, unit="deviations")
+        self.calibrator = ff.ExplorationCalibrator(start, self.sigmas, unit=args.calibration_unit)
 
     def chunks(self, update: int) -> list[list[int]]:
         """This process's share of the update's digits. A chunk is rolled out and replayed by itself, with the same bits on any
@@ -197,6 +198,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"processes: {ranks.size}\nratios before the first update:\n{found}")
         if args.noise == "calibrated":
             trainer.calibrator.write_log(args.out / "calibration.csv")
+            trainer.calibrator.plot(args.out / report.CALIBRATION)
             print(trainer.calibrator)
     columns = (
         TextColumn("training"),
@@ -239,6 +241,8 @@ def finish(trainer: Trainer, log: record.Log) -> None:
         reward=f"reward ({args.reward})",
         command="python examples/train_digits.py " + " ".join(sys.argv[1:]),
         settings=settings(args),
+        distance=trainer.objective.distance,
+        calibrated=args.noise == "calibrated",
     )
     print(f"reward {log.rows[0]['reward_mean']:.3f} at the first update, {log.rows[-1]['reward_mean']:.3f} at the last")
     for name in before[1]:

@@ -29,6 +29,8 @@ class Part:
 class Policy:
     """Flow-GRPO, DenseGRPO and TP-GRPO: the clipped policy gradient of every stored transition."""
 
+    distance = "KL"  # info["kl"], from the network as it came
+
     def __init__(self, args: Namespace, network: Network) -> None:
         self.args, self.network = args, network
 
@@ -61,6 +63,10 @@ class Policy:
 
 class Forward:
     """DiffusionNFT: the finished samples noised again to every level of the schedule; no transition is stored."""
+
+    distance = (
+        "velocity MSE"  # info["kl"], from the network as it came: a squared difference, no divergence of distributions
+    )
 
     def __init__(self, args: Namespace, network: Network) -> None:
         self.args, self.network = args, network

@@ -10,6 +10,7 @@ from typing import Any
 from .algorithms import ALGORITHMS, DYNAMICS
 from .rewards import NAMES
 
+UNITS = ("count", "deviations")  # of ff.ExplorationCalibrator
 CHECKPOINT = "checkpoint.pt"  # in --out
 QUICK = {
     "algorithm": "dense-grpo",
@@ -77,6 +78,12 @@ def parse(arguments: list[str] | None, about: str | None = None) -> Namespace:
     add("--noise-level", type=number, default=0.7)
     add("--noise", choices=("uniform", "calibrated"), default="uniform")
     add("--calibrations", type=count, default=20, help="rollouts that --noise calibrated takes before training")
+    add(
+        "--calibration-unit",
+        choices=UNITS,
+        default="deviations",
+        help="of what counts as balance: count is DenseGRPO's rule",
+    )
     add("--completions", choices=("all", "3"), default="all", help="evaluations per completion")
     add("--window", metavar="A:B", help="the stochastic steps: from A on, before B")
     add("--guidance", type=number, help="scale of CFG; default: 2, for nft 1, which has none")

@@ -18,12 +18,13 @@ from fastflow.demo.report import versions
 from fastflow.demo.tables import Table, spread
 
 TITLE = "Reinforcement learning of handwritten digits"
+CALIBRATION = "calibration.png"  # beside the page, where the noise was calibrated
 COLUMNS = 12  # pictures per prompt
 
 
-def curves(rows: Sequence[Mapping[str, float]], path: Path, reward: str) -> None:
-    """Reward, ratio, clip fraction and KL by update."""
-    lower = (("ratio_max", "largest ratio", 1.0), ("clip_fraction", "clipped, %", 100.0), ("kl", "KL", 1.0))
+def curves(rows: Sequence[Mapping[str, float]], path: Path, reward: str, distance: str) -> str:
+    """Reward, ratio, clip fraction and distance from the network as it came, by update. Returns what is drawn, in words."""
+    lower = (("ratio_max", "largest ratio", 1.0), ("clip_fraction", "clipped, %", 100.0), ("kl", distance, 1.0))
     lower = tuple(panel for panel in lower if not math.isnan(rows[0][panel[0]]))  # no ratios without stored transitions
     height = 460 + 180 * len(lower)
     figure = new_figure(1150, height)
@@ -52,6 +53,7 @@ def curves(rows: Sequence[Mapping[str, float]], path: Path, reward: str) -> None
     figure.align_ylabels(axes)
     figure.subplots_adjust(left=0.1, right=0.985, top=1.0 - 16 / height, bottom=80 / height)
     figure.savefig(path)
+    return ", ".join(["reward", *(label for _, label, _ in lower)]) + " by update"
 
 
 def samples(before: Tensor, after: Tensor, prompts: Sequence[int], path: Path) -> None:
@@ -74,9 +76,12 @@ def write(
     reward: str,
     command: str,
     settings: Mapping[str, Any],
+    distance: str,
+    calibrated: bool,
 ) -> Path:
-    """before, after: (images uint8 [P, C, 1, 8, 8], {reward: [P * C]}) of the same noise. Returns the page's path."""
-    curves(rows, folder / "curves.png", reward)
+    """before, after: (images uint8 [P, C, 1, 8, 8], {reward: [P * C]}) of the same noise. distance: what the log's kl is.
+    calibrated: CALIBRATION is in the folder. Returns the page's path."""
+    drawn = curves(rows, folder / "curves.png", reward, distance)
     samples(before[0], after[0], prompts, folder / "samples.png")
     scores = []
     for name in before[1]:
@@ -97,13 +102,14 @@ def write(
                 ("updates", f"{len(rows)}"),
                 ("reward at the first update", f"{rows[0]['reward_mean']:.2f}"),
                 ("at the last", f"{last['reward_mean']:.2f}"),
-                ("KL to the network as it came", f"{last['kl']:.3g}"),
+                (f"{distance} to the network as it came", f"{last['kl']:.3g}"),
                 ("evaluations", f"{sum(row['evaluations'] for row in rows):,.0f}"),
                 ("seconds", f"{seconds:.1f}"),
             ]
         ),
         page.heading("Curves", "Of the samples that each update was made from, stochastic as they were."),
-        page.image(folder / "curves.png", "Reward, ratio, clip fraction and KL by update"),
+        page.image(folder / "curves.png", drawn),
+        *(calibration(folder) if calibrated else ()),
         page.heading("Before and after", "Each column starts from the same noise."),
         page.image(folder / "samples.png", "Samples before and after training"),
         page.table(Table("Rewards before and after", ("reward", "before", "after", "rise"), scores, note)),
@@ -114,6 +120,15 @@ def write(
     path = folder / "report.html"
     path.write_text(page.document(TITLE, sections), encoding="utf-8")
     return path
+
+
+def calibration(folder: Path) -> list[str]:
+    """The section of a run whose noise was calibrated."""
+    below = (
+        "The noise of each step, found before training: more while gains above and below 0 are in balance, else less."
+    )
+    picture = page.image(folder / CALIBRATION, "Noise by step, and sign balance of the gains by step")
+    return [page.heading("Calibration", below), picture]
 
 
 def pictures(clean: Tensor, prompts: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,6 +173,21 @@ def test_every_algorithm_trains(
     assert row["evaluations"] == evaluations
     assert row["kl"] > 0.0  # of the second optimizer step: the first has moved the network away from the reference
     assert math.isnan(row["ratio_max"]) if "nft" in options else row["ratio_max"] > 1.0
+    page = re.sub('base64,[^"]*', "", (tmp_path / "report.html").read_text())
+    assert ("velocity MSE to the network as it came" in page) == ("nft" in options)
+    assert ("KL" in page) == ("nft" not in options)
+    calibrated = "calibrated" in options
+    assert ("<h2>Calibration</h2>" in page) == calibrated
+    assert page.count("<img ") == (3 if calibrated else 2)
+    assert all((tmp_path / name).is_file() == calibrated for name in ("calibration.csv", "calibration.png"))
+
+
+@pytest.mark.parametrize(("options", "unit"), [([], "deviations"), (["--calibration-unit", "count"], "count")])
+def test_the_calibration_has_the_unit_asked_for(
+    tmp_path: Path, train: Callable[..., None], options: list[str], unit: str
+) -> None:
+    train(tmp_path, *SMALL, "--noise", "calibrated", "--calibrations", "1", *options)
+    assert checkpoint(tmp_path)["calibrator"]["unit"] == unit
 
 
 def test_what_cannot_be_is_refused(
