@@ -61,7 +61,9 @@ def policy_loss(
     objective:     "ppo"; "guard_ratio": ratio = exp((log_prob - old_log_prob + drift) std), with drift the mean of
                    (mean - old_mean)^2 / (2 std^2) (GRPO-Guard's normalised ratio); "guard": that, each row over
                    sigma - sigma_next (its gradient re-weighting); "dppo": Flow-DPPO, no clip, but a row whose ratio has left 1
-                   in the advantage's direction with a drift above `divergence` gives nothing.
+                   in the advantage's direction with a drift above `divergence` gives nothing. "guard" and kl "flow_grpo" are
+                   meant for flow: std and sigma - sigma_next are each row's (the authors' code takes their means over the
+                   batch, the same for one step), and under `ff.DDIM` sigma counts timesteps.
     backend:       as in `ff.step`.
 
     Rows with std 0 under a Gaussian score have weight 0 and leave the mean. Under "square" they count; their Gaussian terms (kl

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 import fastflow as ff
 from tests.tolerance import LOSS
@@ -113,6 +114,26 @@ def test_rows_without_elements(backend: str, shape: tuple[int, ...]) -> None:
         velocity, none, row + 0.5, none, old_velocity=none, objective="awm", advantage=row + 1.0
     )
     assert float(matched) == -1.0
+
+
+@pytest.mark.parametrize("objective", ["ppo", "guard"])
+def test_one_gradient_is_all_that_is_allocated_of_the_samples_size(objective: str) -> None:
+    """Forward and backward on backend cpu: whatever the row length, the rest is the same handful of bytes."""
+    pytest.importorskip("fastflow._cpu", reason="needs the compiled module")
+    rest = []
+    for length in (2048, 20480):
+        d = data((4, length), torch.bfloat16)
+        d["velocity"] = d["velocity"].requires_grad_()
+        reference = {name: d[name] for name in ("ref_velocity", "ref_uncond", "old_mean")}
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            value, _ = loss(
+                d, uncond=d["uncond"], guidance=ff.CFG(3.0), kl="gaussian", kl_weight=0.1, objective=objective, backend="cpu",
+                **reference,
+            )  # fmt: skip
+            (gradient,) = torch.autograd.grad(value, d["velocity"])
+        taken = sum(max(event.self_cpu_memory_usage, 0) for event in found.events())
+        rest.append(taken - gradient.numel() * gradient.element_size())
+    assert rest[0] == rest[1] > 0
 
 
 @pytest.mark.parametrize(
