@@ -130,8 +130,9 @@ def matching_loss(
                "dpo":  rows 2i win over rows 2i + 1; old_velocity is the reference's: -log sigmoid of
                        -beta / 2 ((square - old_square) of the winner - that of the loser) (Diffusion-DPO, beta including T).
                "crd":  Centered Reward Distillation: a row's implicit reward is weight (old_square / |old| - square / |own|),
-                       each mean |error| a constant, at least 1e-5 (normalized=False: 1). R, its deviation from the mean of
-                       its group, is drawn to A, that of the r of "nft": advantage_max / beta * mean((beta R - A)^2).
+                       each mean |error| a constant, at least 1e-5 (normalized=False: 1, and a pass over old_velocity less). R,
+                       its deviation from the mean of its group, is drawn to A, that of the r of "nft":
+                       advantage_max / beta * mean((beta R - A)^2).
                        old_velocity is of the moving reference, which need not be the policy that sampled.
     weight:    [B], of the squares (AWM: 1, sigma, sigma^2, ...). advantage: [B].
     group_ids: for "crd": integers [B], equal for rows of one prompt, whose group is whole in the call; read on the host.
