@@ -104,6 +104,20 @@ def guided(
     return velocity, uncond, scale, guidance.rescale, token
 
 
+def per_row(name: str, value: Any, rows: Tensor, of: str) -> Tensor:
+    """Floats [B], one per row of `rows` (called `of`), as constants in the dtype of the arithmetic."""
+    value = tensor(name, value)
+    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    if value.shape != rows.shape[:1] or not value.is_floating_point():
+        raise ValueError(
+            f"{name}: wanted floats [{rows.shape[0]}], one per row of {of}, got {value.dtype} {tuple(value.shape)}"
+        )
+    if value.device != rows.device:
+        raise ValueError(f"{name}: wanted the device of {of}, {rows.device}, got {value.device}")
+    constant: Tensor = value.detach().to(wide).contiguous()
+    return constant
+
+
 def is_number(value: Any) -> bool:
     """A Python number, or numpy's; no bool, and no tensor, whose value may be on a device."""
     if isinstance(value, (int, float)):

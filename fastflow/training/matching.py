@@ -38,7 +38,7 @@ def noised(clean: Tensor, sigma: Tensor, noise: Noise | Tensor) -> Tensor:
     keeps it; or a tensor [B, *]. Raises ValueError naming the argument.
     """
     clean = checks.state(clean)
-    per_row("sigma", sigma, clean)
+    checks.per_row("sigma", sigma, clean, "clean")
     drawn = drawn_noise(noise, clean)
     level = sigma.to(drawn.dtype).reshape(-1, *[1] * (clean.dim() - 1))
     return ((1.0 - level) * clean.to(drawn.dtype) + level * drawn).to(clean.dtype)
@@ -163,13 +163,13 @@ def matching_loss(
     checks.clip_range(clip)
     if objective == "dpo" and len(clean) % 2:
         raise ValueError(f"clean: wanted pairs of rows (winner, loser) for objective='dpo', got {len(clean)} rows")
-    level = per_row("sigma", sigma, clean)
+    level = checks.per_row("sigma", sigma, clean, "clean")
     rows = matching_rows(
         velocity, clean, noise, old_velocity=old_velocity, ref_velocity=ref_velocity, target=target, mask=mask, backend=backend,
         beta=beta if objective == "nft" else 1.0,
     )  # fmt: skip
-    scale = 1.0 if weight is None else per_row("weight", weight, clean)
-    gain = None if advantage is None else per_row("advantage", advantage, clean)
+    scale = 1.0 if weight is None else checks.per_row("weight", weight, clean, "clean")
+    gain = None if advantage is None else checks.per_row("advantage", advantage, clean, "clean")
     if objective == "mse":
         each, told = objectives.mse(rows, scale, gain)
     elif objective == "dpo":
@@ -189,20 +189,10 @@ def matching_loss(
     info = {"square": rows.square.detach(), **told}
     loss = each.mean() if each.numel() else rows.square.sum()
     if ref_velocity is not None:
-        strength = per_row("kl_weight", kl_weight, clean) if isinstance(kl_weight, Tensor) else kl_weight
+        strength = (
+            checks.per_row("kl_weight", kl_weight, clean, "clean") if isinstance(kl_weight, Tensor) else kl_weight
+        )
         pull = strength * rows.shift
         loss = loss + (pull.mean() if pull.numel() else pull.sum())
         info["kl"] = rows.shift.detach().mean() if pull.numel() else rows.shift.detach().sum()
     return loss, info
-
-
-def per_row(name: str, value: Tensor, clean: Tensor) -> Tensor:
-    """Floats [B] as constants in the dtype of the arithmetic. Raises ValueError or TypeError naming the argument."""
-    value = checks.tensor(name, value)
-    if value.shape != clean.shape[:1] or not value.is_floating_point():
-        raise ValueError(
-            f"{name}: wanted floats [{clean.shape[0]}], one per row of clean, got {value.dtype} {tuple(value.shape)}"
-        )
-    if value.device != clean.device:
-        raise ValueError(f"{name}: wanted the device of clean, {clean.device}, got {value.device}")
-    return value.detach().to(torch.float64 if clean.dtype == torch.float64 else torch.float32)

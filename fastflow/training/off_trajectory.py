@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import philox
 from ..noise import Noise
 from ..ops import checks
-from .matching import drawn_noise, noised, per_row
+from .matching import drawn_noise, noised
 
 LEVELS = 1 << 31  # turned in the noise's stream, it gives a stream for the levels
 
@@ -54,7 +54,10 @@ def off_trajectory(
     of 1.5 for `reach` and leaves it unused).
     """
     clean = checks.state(clean).detach()
-    now, after = per_row("sigma", sigma, clean), per_row("sigma_next", sigma_next, clean)
+    now, after = (
+        checks.per_row("sigma", sigma, clean, "clean"),
+        checks.per_row("sigma_next", sigma_next, clean, "clean"),
+    )
     if clean.device.type == "cpu" and not bool(((after > 0.0) & (after < now) & (now <= 1.0)).all()):
         raise ValueError(
             f"sigma_next: wanted 0 < sigma_next < sigma <= 1, got {sigma_next.tolist()} from {sigma.tolist()}"

@@ -85,10 +85,11 @@ def policy_loss(
         uncond = uncond.detach()
     velocity, uncond, scale, rescale, token = checks.guided(velocity, uncond, guidance, sample)
     score_index, _ = checks.scoring(at, score, "mean")
-    old_log_prob, advantage = _rows("old_log_prob", old_log_prob, sample), _rows("advantage", advantage, sample)
+    old_log_prob = checks.per_row("old_log_prob", old_log_prob, sample, "sample")
+    advantage = checks.per_row("advantage", advantage, sample, "sample")
     if isinstance(row_weight, Tensor) and row_weight.dim() == 0:
         row_weight = row_weight.to(sample.device, non_blocking=True).expand(sample.shape[0])
-    weight = None if row_weight is None else _rows("row_weight", row_weight, sample)
+    weight = None if row_weight is None else checks.per_row("row_weight", row_weight, sample, "sample")
     backends.check_name(backend)
     if ref_velocity is not None and kl in (None, "log_ratio"):
         ref_velocity = ref_uncond = None
@@ -117,17 +118,6 @@ def policy_loss(
     else:
         named["kl_row"] = rows[1]
     return info[0], named
-
-
-def _rows(name: str, value: Tensor, sample: Tensor) -> Tensor:
-    value = checks.tensor(name, value)
-    if value.shape != sample.shape[:1] or not value.is_floating_point():
-        raise ValueError(
-            f"{name}: wanted floats [{sample.shape[0]}], one per row of sample, got {value.dtype} {tuple(value.shape)}"
-        )
-    if value.device != sample.device:
-        raise ValueError(f"{name}: wanted the device of sample, {sample.device}, got {value.device}")
-    return value.detach().to(torch.float64 if sample.dtype == torch.float64 else torch.float32).contiguous()
 
 
 def _check(
