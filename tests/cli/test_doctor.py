@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fastflow import backends, doctor
 def test_report_of_this_machine() -> None:
     report = doctor.collect()
     assert report["fastflow"]["version"] == ff.__version__
-    assert report["packages"]["torch"] == torch.__version__
+    assert report["packages"]["torch"] == metadata.version("torch")
     assert [backend["name"] for backend in report["backends"]] == list(backends.NAMES)
     assert report["backends"][0] == {"name": "reference", "reason": None}
     assert report["cpu"]["torch_threads"] == torch.get_num_threads()
