@@ -13,9 +13,16 @@ from .convert import kernel
 
 @triton.jit
 def fold(x, ROWS: tl.constexpr, LOG: tl.constexpr):
-    """[ROWS, 2^LOG] -> [ROWS] by folding halves."""
+    """[ROWS, 2^LOG] -> [ROWS] by folding halves. `tl.split` wants both halves in one thread, so that down to 32 elements the
+    fold goes through shared memory once; `tl.sum` would do so, or shuffle every element, at each of its steps.
+    """
     for i in tl.static_range(LOG):
-        x = tl.sum(tl.reshape(x, [ROWS, 2, 1 << (LOG - 1 - i)]), axis=1)
+        pairs = tl.reshape(x, [ROWS, 2, 1 << (LOG - 1 - i)])
+        if LOG > 8 and LOG - 1 - i >= 5:
+            low, high = tl.split(tl.permute(pairs, [0, 2, 1]))
+            x = low + high
+        else:
+            x = tl.sum(pairs, axis=1)
     return tl.reshape(x, [ROWS])
 
 
