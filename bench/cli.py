@@ -12,10 +12,12 @@ from rich.markup import escape
 
 import fastflow as ff
 from fastflow import backends
+from fastflow.compile.errors import CompileError
 
 from . import (
     gpu_cli,
     heap,
+    instructions,
     launch,
     log_prob_backward,
     matching,
@@ -59,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.benchmark == "plot":
             for path in plot.draw(arguments.results, arguments.out):
                 print(path)
+        elif arguments.benchmark == "instructions":
+            instructions.run(_console(), arguments)
         else:
             _run(arguments)
     except Mismatch as error:
@@ -67,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"this needs the package {error.name}, which is not installed", USAGE)
     except gpu_cli.Failed as error:
         return _fail(str(error), FAILED)
-    except (ValueError, ff.BackendError, OSError) as error:
+    except (ValueError, ff.BackendError, CompileError, OSError) as error:
         return _fail(str(error), USAGE)
     return 0
 
@@ -103,6 +107,13 @@ def _parser() -> Parser:
     pictures.set_defaults(benchmark="plot")
     pictures.add_argument("--results", type=Path, default=plot.RESULTS, metavar="DIR", help="with CSV files")
     pictures.add_argument("--out", type=Path, default=plot.PICTURES, metavar="DIR", help="for PNG files")
+    counted = commands.add_parser(
+        "instructions", help="what the step's kernels issue for each element, from machine code; needs no GPU"
+    )
+    counted.set_defaults(benchmark="instructions")
+    counted.add_argument("--arch", default="sm_90", help="of a GPU (sm_90)")
+    counted.add_argument("--backend", help="triton, cuda, or both by comma (both)")
+    counted.add_argument("--results", type=Path, metavar="DIR", help="write a CSV file into DIR")
     for entry in registry.entries():
         added = commands.add_parser(
             entry.name, help=entry.about, description=entry.about[0].upper() + entry.about[1:] + ".",

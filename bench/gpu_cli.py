@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from rich.console import Console
 import fastflow as ff
 from fastflow import backends
 
-from . import gpu_gradients, gpu_report, gpu_step, gpu_targets, run
+from . import gpu_gradients, gpu_report, gpu_step, gpu_targets, instructions, run
 from .gpu_run import Case, Row, measure
 from .gpu_timing import Clock, clock_of
 from .machine import gpu
@@ -83,7 +83,9 @@ def run_op(console: Console, arguments: argparse.Namespace) -> None:
         plan = (
             None if arguments.sizes == entry("step").shapes else [(shape, gpu_step.FORMS) for shape in arguments.sizes]
         )
-        cases = gpu_step.cases(device, names, plan or gpu_step.PLAN, not arguments.no_compile)
+        cases = gpu_step.cases(
+            device, names, plan or gpu_step.PLAN, not arguments.no_compile, issued(console, device, names)
+        )
     else:
         sizes = gpu_gradients.SHAPES if arguments.sizes == entry(arguments.benchmark).shapes else arguments.sizes
         cases = gpu_gradients.cases(arguments.benchmark, device, names, sizes)
@@ -102,6 +104,21 @@ def run_op(console: Console, arguments: argparse.Namespace) -> None:
         console.print(f"[dim]written to {arguments.results}[/dim]", highlight=False)
     if failures:
         raise Failed(f"{len(failures)} cases gave no figures: {'; '.join(failures)}")
+
+
+def issued(console: Console, device: torch.device, names: Sequence[str]) -> gpu_step.Instructions:
+    """What the step issues for each element on a device; what cannot be counted is said and left out."""
+    if device.type != "cuda":
+        return {}
+    found = {}
+    arch = "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+    for name in names:
+        try:
+            for each in instructions.count(arch, [name], device=torch.cuda.get_device_name(device)):
+                found[name, each.form.name] = each.instructions
+        except (ValueError, RuntimeError, OSError) as error:
+            console.print(f"[yellow]no instructions are counted for {name}: {error}[/yellow]", highlight=False)
+    return found
 
 
 def chosen(text: str | None, device: torch.device) -> list[str]:

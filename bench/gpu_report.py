@@ -19,6 +19,7 @@ DEVICE = ("device", "driver", "cuda", "torch", "triton", "git sha", "date")
 COLUMNS = (
     *DEVICE, "benchmark", "case", "shape", "variant", "backend", "median us", "iqr us", "hot us", "with launch us", "MB",
     "GB/s", "share of copy", "x eager", "x compile", "with launch x eager", "extra memory MB",
+    "instructions an element",
 )  # fmt: skip
 VERDICTS = (*DEVICE, "target", "found", "wanted", "reached")
 
@@ -62,6 +63,7 @@ def table(rows: Sequence[Row]) -> Table:
         "x compile",
         "launch x eager",
         "MB more",
+        "instr/element",
     )
     made.add_column("", no_wrap=True)
     for name in names:
@@ -86,6 +88,7 @@ def _cells(row: Row) -> list[str]:
         "" if row.share_of_copy is None else f"{row.share_of_copy:.3f}",
         ratio(row.ratios, "eager"), ratio(row.ratios, "compile"), ratio(row.launched_ratios, "eager"),
         "" if row.peak is None else f"{row.peak * mb:.2f}",
+        "" if row.instructions is None else f"{row.instructions:.1f}",
     ]  # fmt: skip
 
 

@@ -27,6 +27,7 @@ class Way:
     against: names of the baselines that it is compared with.
     public:  inputs -> the call as a user makes it, read with its launches; None: not read. `peak`: whether to read the memory
              that the recorded call takes.
+    instructions: what it issues for each element, where that is known.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Way:
     against: tuple[str, ...] = ()
     public: Callable[[Inputs], Call] | None = None
     peak: bool = False
+    instructions: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Row:
     ratios: dict[str, float] = field(default_factory=dict)
     launched_ratios: dict[str, float] = field(default_factory=dict)
     peak: int | None = None
+    instructions: float | None = None
 
     @property
     def bandwidth(self) -> float | None:
@@ -122,6 +125,7 @@ def _row(
             base: whole[way.name].ratio(whole[base]) for base in way.against if base in whole and way.name in whole
         },
         peak=peaks.get(way.name),
+        instructions=way.instructions,
     )
 
 

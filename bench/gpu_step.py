@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from .step import NOISE_LEVEL, SCALE, SHIFT, STEP, STEPS
 F32, BF16 = torch.float32, torch.bfloat16
 EAGER, COMPILED = "eager", "compile"
 FUSED = "fused"
+Instructions = Mapping[tuple[str, str], float]  # (backend, name of a form) -> what it issues for each element
 
 
 @dataclass(frozen=True)
@@ -157,14 +158,24 @@ def _outputs(form: Form, data: Inputs, backend: str) -> dict[str, Tensor]:
     return out
 
 
-def ways(form: Form, shape: Shape, backends: Sequence[str], compiled: bool) -> list[Way]:
+def ways(
+    form: Form, shape: Shape, backends: Sequence[str], compiled: bool, instructions: Instructions | None = None
+) -> list[Way]:
     bases = ((EAGER, COMPILED) if compiled else (EAGER,)) if form.chain is not None else ()
 
     def ours(backend: str) -> Callable[[Inputs], Call]:
         return lambda data: fused(form, data, backend)
 
     made = [
-        Way(f"{FUSED}, {name}", ours(name), name, traffic(form, shape), bases, ours(name) if bases else None)
+        Way(
+            f"{FUSED}, {name}",
+            ours(name),
+            name,
+            traffic(form, shape),
+            bases,
+            ours(name) if bases else None,
+            instructions=(instructions or {}).get((name, form.name)),
+        )
         for name in backends
     ]
     if form.chain is not None:
@@ -183,20 +194,28 @@ def cases(
     backends: Sequence[str],
     plan: Sequence[tuple[Shape, Sequence[Form]]] = PLAN,
     compiled: bool = True,
+    instructions: Instructions | None = None,
 ) -> Iterator[Case]:
     for shape, forms in plan:
         for form in forms:
             worth = shape == SMALL or form in (CLEAN, GIVEN)  # compiling takes longer than everything else
-            yield _case(form, shape, device, backends, compiled and worth)
+            yield _case(form, shape, device, backends, compiled and worth, instructions)
 
 
-def _case(form: Form, shape: Shape, device: torch.device, backends: Sequence[str], compiled: bool) -> Case:
+def _case(
+    form: Form,
+    shape: Shape,
+    device: torch.device,
+    backends: Sequence[str],
+    compiled: bool,
+    instructions: Instructions | None,
+) -> Case:
     return Case(
         "step",
         form.name,
         shape,
         lambda number: inputs(form, shape, device, number),
         traffic(form, shape),
-        lambda: ways(form, shape, backends, compiled),
+        lambda: ways(form, shape, backends, compiled, instructions),
         lambda data: check(form, data, backends),
     )

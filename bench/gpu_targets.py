@@ -46,7 +46,8 @@ def _of(row: Row) -> Iterator[Verdict]:
 
 def _step(row: Row, where: str, large: bool, moved: float) -> Iterator[Verdict]:
     if large and row.case in SHARES:
-        yield Verdict(f"{where}: of copy", moved, SHARES[row.case], "")
+        issued = "" if row.instructions is None else f" ({row.instructions:.1f} instructions an element)"
+        yield Verdict(f"{where}{issued}: of copy", moved, SHARES[row.case], "")
     if row.shape != step.SMALL:
         return
     if row.case in MICROSECONDS:

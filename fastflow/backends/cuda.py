@@ -40,6 +40,15 @@ def _module() -> ModuleType:
     return importlib.import_module("fastflow._cuda")
 
 
+def module_path() -> Path | None:
+    """The file of the module that would be loaded; None where there is none."""
+    try:
+        origin = _module().__file__
+    except ImportError:
+        return None
+    return None if origin is None else Path(origin)
+
+
 def _build_record() -> str:
     """Why there is no compiled module, as the build recorded it."""
     path = Path(__file__).resolve().parent.parent / "_build.json"

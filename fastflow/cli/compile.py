@@ -45,6 +45,10 @@ def command(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Processes at a time; a core each, unless said.")
     ] = None,
+    sass: Annotated[
+        bool,
+        typer.Option("--sass/--no-sass", help="Look at machine code too, for load widths; a third of Triton's time."),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print every variant as JSON.")] = False,
 ) -> None:
     from ..compile import nvcc_aot, report, targets
@@ -57,7 +61,7 @@ def command(
             raise ValueError(f"--backend: wanted cuda or triton, got {', '.join(map(repr, unknown))}")
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out: wanted a folder, got the file {out}")
-        entries = _compile(chosen, wanted, out, only, jobs)
+        entries = _compile(chosen, wanted, out, only, jobs, sass)
     except (ValueError, RuntimeError, OSError) as error:
         fail(str(error))
     if as_json:
@@ -74,13 +78,15 @@ def command(
         fail(f"{len(spilling)} kernels spill registers: {'; '.join(spilling)}", FAILED)
 
 
-def _compile(chosen: list[str], wanted: list[Any], out: Path, only: str, jobs: int | None) -> list[dict[str, Any]]:
+def _compile(
+    chosen: list[str], wanted: list[Any], out: Path, only: str, jobs: int | None, sass: bool
+) -> list[dict[str, Any]]:
     """Both halves at a time: nvcc is one process, and Triton's are one an architecture."""
     from ..compile import nvcc_aot, triton_aot
 
     work: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "triton": lambda: triton_aot.build(wanted, out, only, jobs),
-        "cuda": lambda: nvcc_aot.build(wanted, out),
+        "triton": lambda: triton_aot.build(wanted, out, only, jobs, sass),
+        "cuda": lambda: nvcc_aot.build(wanted, out, sass),
     }
     with ThreadPoolExecutor(1 if jobs == 1 else 2) as pool:
         halves = [pool.submit(work[name]) for name in sorted(chosen, reverse=True)]

@@ -42,8 +42,9 @@ def find_nvcc() -> str:
     return found
 
 
-def build(targets: list[Target], folder: Path) -> list[dict[str, Any]]:
+def build(targets: list[Target], folder: Path, sass: bool = True) -> list[dict[str, Any]]:
     """Compiles for every target, and PTX of compute_80 and compute_120 for other GPUs; an entry a kernel and target.
+    sass: look at machine code.
 
     Raises CompileError.
     """
@@ -68,12 +69,12 @@ def build(targets: list[Target], folder: Path) -> list[dict[str, Any]]:
     place.mkdir(parents=True, exist_ok=True)
     (place / MANIFEST).unlink(missing_ok=True)  # what is half written is no cache
     with tempfile.TemporaryDirectory() as work:
-        names = archs_of(targets)
-        made = _run_builder(Path(work), names)
-        entries = _measure(made, Path(work))
+        archs = archs_of(targets)
+        made = _run_builder(Path(work), archs)
+        entries = _measure(made, Path(work), sass)
         module = place / made.name
         shutil.move(made, module)
-    machine, ptx = _nvcc.held(names)
+    machine, ptx = _nvcc.held(archs)
     manifest = fingerprint() | stamp(module) | {"nvcc": _nvcc.version(nvcc), "archs": machine, "ptx": ptx}
     (place / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return entries
@@ -105,18 +106,23 @@ def _run_builder(work: Path, names: list[str]) -> Path:
     return made[0]
 
 
-def _measure(module: Path, work: Path) -> list[dict[str, Any]]:
-    """An entry for each kernel and architecture in a module, in order of the architectures."""
+def binaries(module: Path, work: Path) -> list[tuple[str, Path]]:
+    """(architecture, cubin) of all that a module holds, in order, written to `work`. Raises CompileError."""
     done = subprocess.run([tool("cuobjdump"), "-xelf", "all", str(module)], cwd=work, capture_output=True, text=True)
-    binaries = [
+    found = [
         (match[1], path) for path in work.glob("*.cubin") if (match := re.search(r"\.(sm_\w+)\.cubin$", path.name))
     ]
-    if not binaries:
+    if not found:
         raise CompileError(f"cuobjdump finds no code in {module.name}: {done.stderr.strip() or done.stdout.strip()}")
+    return sorted(found, key=lambda binary: find(binary[0]).number)
+
+
+def _measure(module: Path, work: Path, sass: bool) -> list[dict[str, Any]]:
+    """An entry for each kernel and architecture in a module, in order of the architectures."""
     entries = []
-    for arch, path in sorted(binaries, key=lambda binary: find(binary[0]).number):
-        target, found, threads = find(arch), measure(path), _threads(path)
-        for (name, resources), (kernel, variant) in zip(found.items(), _names(list(found)), strict=True):
+    for arch, path in binaries(module, work):
+        target, found, threads = find(arch), measure(path, sass), _threads(path)
+        for (name, resources), (kernel, variant) in zip(found.items(), names(list(found)), strict=True):
             shared = resources.shared
             if target.number >= 90 and shared:
                 shared -= 1024  # cuobjdump counts the block's reserve from there on
@@ -137,7 +143,7 @@ def _threads(binary: Path) -> dict[str, int]:
     return {name: int(value, 16) for name, value in re.findall(pattern, text, re.M | re.S)}
 
 
-def _names(mangled: list[str]) -> list[tuple[str, str]]:
+def names(mangled: list[str]) -> list[tuple[str, str]]:
     """("Step", "3, 3, true, false") of kernel<fastflow::Step<3, 3, true, false>>; what c++filt cannot read stays as it is."""
     if shutil.which("c++filt") is None:
         return [(name, "") for name in mangled]

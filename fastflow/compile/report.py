@@ -61,6 +61,8 @@ def _range(values: list[int]) -> str:
 
 
 def _loads(group: list[dict[str, Any]]) -> str:
-    """In how many variants elements are loaded by 128 bits."""
+    """In how many variants elements are loaded by 128 bits; "" where machine code was not looked at."""
+    if not any(entry["loads"] for entry in group):
+        return ""
     wide = sum(entry["loads"].get(128, 0) > 0 for entry in group)
     return "yes" if wide == len(group) else "no" if wide == 0 else f"in {wide} of {len(group)}"

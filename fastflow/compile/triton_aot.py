@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from . import cache
 from .errors import CompileError
 from .resources import measure, tool
 from .targets import Target, find
-from .variants import variants
+from .variants import Compiled, variants
 
 MIN_TRITON = (3, 6)  # since then a launch can be taken from a folder by its specialization
 
@@ -63,26 +65,36 @@ def why_not() -> str | None:
     return None
 
 
-def build(targets: list[Target], folder: Path, only: str = "", jobs: int | None = None) -> list[dict[str, Any]]:
+def build(
+    targets: list[Target],
+    folder: Path,
+    only: str = "",
+    jobs: int | None = None,
+    sass: bool = True,
+    calls: Sequence[Compiled] | None = None,
+) -> list[dict[str, Any]]:
     """Compiles for every target, a process each; the entries of their manifests. `only`: part of a variant's label.
+    sass: look at machine code. calls: what to compile, in place of the common variants.
 
     Raises CompileError.
     """
+    calls = list(variants() if calls is None else calls)
     reason = why_not()
     if reason is not None:
         raise CompileError(reason)
-    if not any(only in variant.label for variant in variants()):
+    if not any(only in call.label for call in calls):
         raise CompileError(f"--only: no variant's name has {only!r} in it; `--only ''` takes all")
     for name in ("ptxas", "ptxas_blackwell", "cuobjdump", "nvdisasm"):
         tool(name)
     numbers = list(dict.fromkeys(target.number for target in targets))
     workers = min(len(numbers), jobs or len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        made = pool.map(_compile, numbers, [folder] * len(numbers), [only] * len(numbers))
+        chosen = [call for call in calls if only in call.label]
+        made = pool.map(_compile, numbers, repeat(folder), repeat(only), repeat(sass), repeat(chosen))
         return [entry for entries in made for entry in entries]
 
 
-def _compile(number: int, folder: Path, only: str) -> list[dict[str, Any]]:
+def _compile(number: int, folder: Path, only: str, sass: bool, calls: Sequence[Compiled]) -> list[dict[str, Any]]:
     """One architecture, in a process of its own: Triton's driver, cache and hooks are the process's."""
     import torch
     import triton
@@ -104,7 +116,7 @@ def _compile(number: int, folder: Path, only: str) -> list[dict[str, Any]]:
     def record(*, key: str, fn: Any, compile: dict[str, Any], **rest: Any) -> None:
         kernel = fn.jit_function.device_caches[stand_in.get_current_device()][0][key]
         name, path = fn.name.rpartition(".")[2], Path(kernel.metadata_group[f"{kernel.name}.cubin"])
-        found = measure(path)[kernel.name]
+        found = measure(path, sass)[kernel.name]
         shared, warps = kernel.metadata.shared, kernel.metadata.num_warps  # Triton's is all given at launch
         compiled.append(
             {
@@ -115,6 +127,7 @@ def _compile(number: int, folder: Path, only: str) -> list[dict[str, Any]]:
                 "variant": label,
                 "folder": path.parent.name,
                 "warps": warps,
+                "block": chosen.block,
                 **asdict(found),
                 "shared": shared,
                 "spills": found.spills,
@@ -127,10 +140,9 @@ def _compile(number: int, folder: Path, only: str) -> list[dict[str, Any]]:
     (place / cache.MANIFEST).unlink(missing_ok=True)  # what is half written is no cache
     try:
         for chosen in config.for_arch(arch):
-            for variant in variants():
-                if only in variant.label:
-                    label = variant.label
-                    variant.launch(chosen)
+            for call in calls:
+                label = call.label
+                call.launch(chosen)
     except (triton.CompilationError, RuntimeError) as error:
         raise CompileError(f"{arch}, {label}: {error}") from error
     for path in place.glob("*/*.source"):

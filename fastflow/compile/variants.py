@@ -101,7 +101,7 @@ class Variant:
             scale=torch.ones(1) if self.guided else None,
             rescale=self.rescale,
             token=(NUMEL // CHANNELS, CHANNELS, 1) if self.rescale == "token" else (1, NUMEL, 1),
-            noise=state(self.state) if self.source == "noise" else None,
+            noise=state(F32) if self.source == "noise" else None,
             seeds=row(torch.int64) if self.source == "seeds" else None,
             step=torch.zeros(1, dtype=torch.int64) if self.source == "seeds" else None,
             stream=0,

@@ -129,8 +129,9 @@ def step(
             *arguments, sample.dtype, rescale, product_dtype, backend,
             [asked[0] or (needs_grad and asked[1]), *asked[1:]],  # the gradient of a score needs what was scored
         )  # fmt: skip
-        *kept, flags = (t if w else None for t, w in zip(made, asked, strict=True))
-        return StepOutput(*kept, gather.with_lost(flags, lost))
+        kept = [t if w else None for t, w in zip(made, asked, strict=True)]
+        kept[5] = gather.with_lost(kept[5], lost)
+        return StepOutput(*kept)
     if needs_grad:
         raise ValueError(
             "out: wanted no gradient beside out=, got an input that requires one; use torch.no_grad() or drop out="

@@ -35,7 +35,7 @@ def test_names_of_kernels() -> None:
     ]
     if nvcc_aot.shutil.which("c++filt") is None:
         pytest.skip("needs c++filt, which compilers bring")
-    assert nvcc_aot._names(mangled) == [("Step", "3, 1, false, true"), ("Gradient", ""), ("something_else", "")]
+    assert nvcc_aot.names(mangled) == [("Step", "3, 1, false, true"), ("Gradient", ""), ("something_else", "")]
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
+from bench import gpu_step, instructions
 from fastflow import _nvcc
 from tests.cuda.conftest import ROOT
 
@@ -211,3 +213,16 @@ def test_the_launches_compile(tmp_path: Path) -> None:
 def test_later_kernels_wait_for_earlier_ones(ptx: Callable[[str], Path]) -> None:
     assert len(re.findall(r"griddepcontrol\.wait", ptx("90").read_text())) == KERNELS
     assert "griddepcontrol" not in ptx("80").read_text()
+
+
+@ARCHS
+def test_noise_leaves_room_for_bandwidth(
+    arch: str, assembled: Callable[[str], tuple[Path, list[_nvcc.Resources]]]
+) -> None:
+    """A step on bfloat16 states that draws its noise has about 84 slots an element on an H200 while it moves its bytes."""
+    code = machine_code(assembled(arch)[0])
+    for form in gpu_step.FORMS:
+        kernel = instructions.step_of(form).replace("true", "1").replace("false", "0")
+        found = instructions.of_step(code[f"Step<{kernel}>"], form)
+        least, most = (60, 84 if form.sample == torch.bfloat16 else 86) if form.noise == "counter" else (20, 42)
+        assert least < found <= most, f"{form.name} on sm_{arch}: {found} instructions an element"

@@ -76,7 +76,12 @@ def test_page_is_complete_and_loads_nothing(trajectory: ff.Trajectory, digits: A
     assert len(images) == 3 and all(str(i["src"]).startswith("data:image/png;base64,") and i["alt"] for i in images)
     assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in page.elements
     assert "<title> & more" not in text and "A <title> & more" in page.text, "text is escaped"
-    for wanted in ("fastflow rollout --model digits > log", trajectory.stats.schedule_hash, metadata.version("torch"), "eight"):
+    for wanted in (
+        "fastflow rollout --model digits > log",
+        trajectory.stats.schedule_hash,
+        metadata.version("torch"),
+        "eight",
+    ):
         assert wanted in page.text
 
 
