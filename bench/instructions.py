@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fastflow.kernels import config
 from rich.console import Console
 
 from fastflow import doctor
@@ -22,7 +23,6 @@ from fastflow.compile import nvcc_aot, resources, targets, triton_aot
 from fastflow.compile.errors import CompileError
 from fastflow.compile.sass import Accesses, Code
 from fastflow.compile.variants import Variant
-from fastflow.kernels import config
 
 from . import gpu_step
 from .gpu_step import BF16, FORMS, Form

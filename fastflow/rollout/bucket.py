@@ -193,20 +193,24 @@ def _identity(model: Any) -> Any:
     """What tells networks apart: of an adapter, what it holds and how it casts; adapters of one module are one network."""
     module = getattr(model, "module", model)
     casts = (getattr(model, "dtype", None), getattr(model, "timestep_cast", None))
-    return id(module), type(model), casts, getattr(module, "training", None)
+    return id(module), type(model), casts, getattr(module, "training", None), _addresses(module)
+
+
+def _addresses(module: Any) -> int | None:
+    """One number for where a module's weights lie, which a graph reads from; None for what is no module."""
+    if not isinstance(module, torch.nn.Module):
+        return None
+    held = (*module.parameters(), *module.buffers())
+    return hash(tuple(t.data_ptr() if type(t) in (Tensor, torch.nn.Parameter) else id(t) for t in held))
 
 
 def _shape(tree: Any) -> list[Any]:
-    leaves: list[Any] = []
-
-    def leaf(path: str, value: Any) -> None:
+    def about(value: Any) -> Any:
         if isinstance(value, Tensor):
-            leaves.append((path, value.shape, value.dtype, value.device))
-        else:
-            leaves.append((path, id(value.value) if isinstance(value, Shared) else value))
+            return value.shape, value.dtype, value.device
+        return id(value.value) if isinstance(value, Shared) else value
 
-    conditioning.tree_map(leaf, tree, "condition")
-    return leaves
+    return [(path, about(value)) for path, value in conditioning.leaves(tree)]
 
 
 def _copied(tree: Any) -> Any:
@@ -214,13 +218,6 @@ def _copied(tree: Any) -> Any:
 
 
 def _copy(source: Any, target: Any) -> None:
-    kept: list[Any] = []
-    conditioning.tree_map(lambda path, value: kept.append(value), target, "condition")
-    places = iter(kept)
-
-    def leaf(path: str, value: Any) -> None:
-        place = next(places)
+    for (_, value), (_, place) in zip(conditioning.leaves(source), conditioning.leaves(target), strict=True):
         if isinstance(value, Tensor):
             place.copy_(value)
-
-    conditioning.tree_map(leaf, source, "condition")

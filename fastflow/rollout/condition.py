@@ -27,6 +27,13 @@ def tree_map(function: Callable[[str, Any], Any], tree: Any, path: str) -> Any:
     return function(path, tree)
 
 
+def leaves(tree: Any, path: str = "condition") -> list[tuple[str, Any]]:
+    """(path, leaf) of all leaves, in order."""
+    found: list[tuple[str, Any]] = []
+    tree_map(lambda path, value: found.append((path, value)), tree, path)
+    return found
+
+
 def check(tree: Any, prompts: int | None, name: str, *, broadcast: bool = False) -> None:
     """Every entry is one per prompt (or, with broadcast, one for all). Raises ValueError or TypeError naming the entry.
 

@@ -10,9 +10,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from . import condition as conditioning
 from .arena import Arena
 from .bucket import Bucket, Key, Shelf, key_of, signature
 from .buffers import Buffers
+from .cuda_graphs import CudaGraphs
 from .setup import Setup
 from .steps import CallSteps
 
@@ -27,54 +29,13 @@ class Capturer(Protocol):
         """Runs `body` as often as it needs, records its work on the tensors that it meets, and returns what repeats it."""
 
 
-class CudaGraphs:
-    """CUDA graphs, all in one memory pool: they never run at the same time."""
-
-    WARMUP = 2  # runs before the capture: libraries choose algorithms and allocate their workspaces
-
-    def __init__(self) -> None:
-        self.pool: Any = None
-
-    def refuse(self, device: torch.device) -> str | None:
-        if device.type != "cuda":
-            return f"CUDA graphs need a CUDA device, and this rollout is on {device}"
-        if torch.is_autocast_enabled("cuda") and torch.is_autocast_cache_enabled():
-            return "autocast keeps a cache of weights that a graph would outlive; use torch.autocast(..., cache_enabled=False)"
-        return None
-
-    def capture(self, body: Callable[[], None], device: torch.device) -> Callable[[], None]:
-        with torch.cuda.device(device):
-            replay = self._capture(body)
-
-        def on_device() -> None:
-            with torch.cuda.device(device):
-                replay()
-
-        return on_device
-
-    def _capture(self, body: Callable[[], None]) -> Callable[[], None]:
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(self.WARMUP):
-                body()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            body()
-        again: Callable[[], None] = graph.replay
-        return again
-
-
 class Graphs:
     """Graphs that outlive a rollout: `graphs=ff.Graphs()` in every rollout of a shape captures each width once.
 
     A rollout of other sizes, another network, backend, autocast, guidance or conditioning shape drops what was captured before.
-    The weights may change in place between rollouts (an optimizer's step). What a module decides in Python is frozen in the
-    capture: one Graphs for each LoRA adapter that is switched on, and new ones for a module that puts its weights elsewhere.
-    Serves one rollout at a time, of one thread.
+    So does a module whose weights lie elsewhere than they did (moved to the host and back, or loaded anew); they may change in
+    place (an optimizer's step). What a module decides in Python is frozen in the capture: one Graphs for each LoRA adapter that
+    is switched on. Serves one rollout at a time, of one thread.
 
     reason: why the last rollout, or a part of it, was not captured; None if all was. captured: widths that were, so far.
     """
@@ -88,6 +49,7 @@ class Graphs:
         self.signature: Any = None
         self.models: tuple[Any, ...] = ()  # kept, so that no other network gets the same identity
         self.buckets: dict[Key, tuple[Bucket, Callable[[], None]]] = {}
+        self.failed: dict[Key, str] = {}  # what could not be captured is not tried again
 
     @property
     def captured(self) -> tuple[int, ...]:
@@ -112,7 +74,12 @@ class Graphs:
         counts = Buffers(setup, torch.device("meta")).counts
         now = signature(setup, counts, backend)
         if self.arena is None or now != self.signature:
-            self.buckets, self.shelf, self.arena = {}, None, None  # their memory goes before the next one's comes
+            self.buckets, self.failed, self.shelf, self.arena = (
+                {},
+                {},
+                None,
+                None,
+            )  # memory goes before the next one's comes
             self.arena, self.signature, self.models = Arena(setup, counts), now, setup.models
         self.arena.clear()
         return self.arena
@@ -125,8 +92,12 @@ class Graphs:
         tables = [setup.main] if setup.completions is None else [setup.main, setup.completions]
         if any(bool((table.history != 0).any()) for table in tables):
             return "multistep solvers keep history that a graph does not carry"
-        if _has_lists(setup.condition) or _has_lists(setup.negative):
-            return "a conditioning with lists is gathered on the host"
+        for tree, name in ((setup.condition, "condition"), (setup.negative, "negative")):
+            for path, leaf in conditioning.leaves(tree, name):
+                if isinstance(leaf, list):
+                    return f"{path}: lists are gathered on the host"
+                if isinstance(leaf, Tensor) and leaf.device != setup.device:
+                    return f"{path} is on {leaf.device} and gathered there, and this rollout is on {setup.device}"
         return self.capturer.refuse(setup.device)
 
     def shelve(self, setup: Setup, steps: Sequence[CallSteps], seeds: Tensor) -> None:
@@ -141,6 +112,9 @@ class Graphs:
         if self.reason is not None or self.arena is None or self.shelf is None:
             return False
         key = key_of(setup.plan.calls[number])
+        if key in self.failed:
+            self.reason = self.failed[key]
+            return False
         if key not in self.buckets:
             bucket = Bucket(key, setup, self.arena, self.shelf, backend)
             try:
@@ -148,7 +122,9 @@ class Graphs:
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                self.reason = f"width {key.width} could not be captured: {str(error).splitlines()[0]}"
+                self.reason = self.failed[key] = (
+                    f"width {key.width} could not be captured: {str(error).splitlines()[0]}"
+                )
                 return False
         bucket, replay = self.buckets[key]
         bucket.load(number)
@@ -161,11 +137,3 @@ def graphs_of(graphs: bool | Graphs) -> Graphs | None:
     if isinstance(graphs, Graphs):
         return graphs
     return Graphs() if graphs else None
-
-
-def _has_lists(tree: Any) -> bool:
-    if isinstance(tree, dict):
-        return any(map(_has_lists, tree.values()))
-    if isinstance(tree, tuple):
-        return any(map(_has_lists, tree))
-    return isinstance(tree, list)

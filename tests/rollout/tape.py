@@ -41,15 +41,16 @@ class Recording(TorchDispatchMode):
 
 
 class Tape:
-    """A capturer. `captures` counts; `fails`: raise as a device does that cannot capture."""
+    """A capturer. `attempts` and `captures` count; `fails`: raise as a device does that cannot capture."""
 
     def __init__(self, fails: str | None = None) -> None:
-        self.captures, self.fails = 0, fails
+        self.attempts, self.captures, self.fails = 0, 0, fails
 
     def refuse(self, device: torch.device) -> str | None:
         return None
 
     def capture(self, body: Callable[[], None], device: torch.device) -> Callable[[], None]:
+        self.attempts += 1
         if self.fails is not None:
             raise RuntimeError(self.fails)
         self.captures += 1

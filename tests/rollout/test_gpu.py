@@ -121,6 +121,50 @@ def test_graphs_give_the_same_bits(model: ff.models.SD3, changes: dict[str, Any]
     assert_equal(first, eager)  # which keeps its values when later rollouts use the graphs' memory
 
 
+def test_graphs_are_captured_again_for_another_batch(model: ff.models.SD3) -> None:
+    graphs = ff.Graphs()
+    for copies in (2, 3, 2):
+        changes = {"seeds": seeds_of(copies)}
+        assert_equal(roll(model, graphs, **changes), roll(model, **changes))
+        assert graphs.reason is None and graphs.captured
+
+
+def test_graphs_are_captured_again_for_weights_elsewhere() -> None:
+    graphs, module = ff.Graphs(), networks.transformer().cuda()
+    first = roll(ff.models.SD3(module), graphs)
+    module.cpu()
+    torch.empty(1 << 26, device="cuda").fill_(float("nan"))
+    assert_equal(roll(ff.models.SD3(module.cuda()), graphs), first)
+    assert graphs.reason is None
+
+
+def test_a_network_that_waits_leaves_the_stream_and_the_graphs_of_others(model: ff.models.SD3) -> None:
+    def curious(sample: Tensor, sigma: Tensor, condition: Any) -> Tensor:
+        return RowWise()(sample, sigma, condition) * (1.0 if float(sigma[0]) > 0.5 else 0.9)
+
+    before, graphs = torch.cuda.current_stream(), ff.Graphs()
+    captured = roll(curious, graphs)
+    assert torch.cuda.current_stream() == before
+    assert graphs.reason is not None and "synchroniz" in graphs.reason
+    assert_equal(captured, roll(curious))
+    assert_equal(roll(model, graphs), roll(model))
+    assert graphs.reason is None
+
+
+def test_a_capture_that_fails_leaves_the_stream_and_the_reason(model: ff.models.SD3) -> None:
+    def reading(sample: Tensor, sigma: Tensor, condition: Any) -> Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            torch.cuda.synchronize()
+        return RowWise()(sample, sigma, condition)
+
+    before, graphs = torch.cuda.current_stream(), ff.Graphs()
+    assert_equal(roll(reading, graphs), roll(reading))
+    assert torch.cuda.current_stream() == before
+    assert graphs.reason is not None and "captur" in graphs.reason and "previous error" not in graphs.reason
+    assert_equal(roll(model, graphs), roll(model))
+    assert graphs.reason is None
+
+
 @pytest.mark.parametrize("name", ["triton", "cuda"])
 def test_backends_give_the_same_states(model: ff.models.SD3, name: str) -> None:
     reason = backends.unavailable(name)

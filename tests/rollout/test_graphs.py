@@ -205,7 +205,7 @@ def test_a_read_from_the_device_ends_the_capture_with_a_reason() -> None:
         ({"dense": ff.Completion(3, solver="dpmpp", order=2)}, "multistep solvers keep history"),
         (
             {"condition": {**conditions(), "texts": [[1], [2, 3], [4]]}, "guidance": None},
-            "lists is gathered on the host",
+            "condition['texts']: lists are gathered on the host",
         ),
     ],
 )
@@ -226,6 +226,32 @@ def test_a_network_that_cannot_be_captured_runs_as_it_is(sd3: ff.models.SD3) -> 
     captured = roll(sd3, ff.Graphs(tape))
     assert captured.stats.graphs == "width 12 could not be captured: operation not permitted when stream is capturing"
     assert_equal(captured, roll(sd3, False))
+
+
+def test_what_could_not_be_captured_is_not_tried_again(sd3: ff.models.SD3) -> None:
+    tape = Tape(fails="no")
+    graphs = ff.Graphs(tape)
+    for _ in range(2):
+        assert roll(sd3, graphs).stats.graphs == "width 12 could not be captured: no"
+    assert tape.attempts == 1
+    tape.fails = None
+    roll(sd3, graphs, seeds=seeds_of(3))
+    assert graphs.reason is None and tape.captures > 0, "another batch is tried"
+
+
+def test_weights_that_lie_elsewhere_are_captured_again() -> None:
+    module, tape = networks.transformer(), Tape()
+    graphs = ff.Graphs(tape)
+    roll(ff.models.SD3(module), graphs)
+    once = tape.captures
+    with torch.no_grad():
+        next(iter(module.parameters())).mul_(1.01)
+    roll(ff.models.SD3(module), graphs)
+    assert tape.captures == once, "an optimizer's step changes no address"
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+    assert_equal(roll(ff.models.SD3(module), graphs), roll(ff.models.SD3(module), False))
+    assert tape.captures == 2 * once
 
 
 def test_a_failing_rollout_keeps_what_was_computed(sd3: ff.models.SD3) -> None:
