@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .transfer import upload
+
 # Streams keep draws for different purposes apart under one seed.
 TRANSITION, INITIAL, BRANCH = 0, 1, 2
 
@@ -68,10 +70,10 @@ class Noise:
     def counters(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(seeds int64 [B], step int64 [1 or B]) on the device."""
         if isinstance(self.step, Tensor):
-            step = self.step.to(device=device, dtype=torch.int64).reshape(-1)
+            step = upload(self.step.long(), device).reshape(-1)
         else:
             step = torch.full((1,), self.step, dtype=torch.int64, device=device)
-        return self.seeds.to(device), step
+        return upload(self.seeds, device), step
 
     def sample(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: Any = None) -> Tensor:
         """The draws as a tensor [B, *shape]: what `ff.step(..., noise=this)` uses inside."""

@@ -74,8 +74,22 @@ def unavailable() -> str | None:
         return "no CUDA device"
     if torch.version.hip is not None:
         return "this torch is built for ROCm, and the kernels for CUDA"
-    found = [_unfit(device) for device in range(torch.cuda.device_count())]
-    return found[0] if found and None not in found else None
+    reasons = []
+    for device in _one_of_each():
+        reason = _unfit(device)
+        if reason is None:
+            return None
+        reasons.append(reason)
+    return reasons[0]
+
+
+def _one_of_each() -> list[int]:
+    """A GPU of each compute capability, the current one first: asking the driver opens a context, which takes GPU memory."""
+    current = torch.cuda.current_device()
+    found = {torch.cuda.get_device_capability(current): current}
+    for device in range(torch.cuda.device_count()):
+        found.setdefault(torch.cuda.get_device_capability(device), device)
+    return list(found.values())
 
 
 @functools.cache

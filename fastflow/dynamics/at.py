@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..transfer import upload
 from . import columns as col
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class At(col.Columns):
         """[1, 16] for one host index (a view of the device's table), [B, 16] for a tensor (gathered on the device)."""
         table = self._source.table(dtype, device)
         if isinstance(self._index, Tensor):
-            return table.index_select(0, self._index.reshape(-1).to(table.device, non_blocking=True))
+            return table.index_select(0, upload(self._index.reshape(-1), table.device))
         return table[self._index : self._index + 1]
 
     def __repr__(self) -> str:

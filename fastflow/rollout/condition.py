@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..transfer import upload
+
 
 @dataclass(frozen=True)
 class Shared:
@@ -102,7 +104,7 @@ def gather(tree: Any, index: Tensor, places: Tensor | None = None) -> Any:
             if value.shape[0] == 1:
                 return value.expand(index.shape[0], *value.shape[1:]).clone(memory_format=torch.contiguous_format)
             if value.device not in on_device:
-                on_device[value.device] = index.to(value.device, non_blocking=True)
+                on_device[value.device] = upload(index, value.device)
             return value.index_select(0, on_device[value.device])
         if isinstance(value, list):
             return [value[0] if len(value) == 1 else value[i] for i in index.tolist()]

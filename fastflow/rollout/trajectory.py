@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dynamics import At, Sigmas, Transitions
+from ..transfer import upload
 from .finish import Rewards, where
 from .stats import Stats
 
@@ -88,7 +89,7 @@ class Trajectory:
             raise IndexError(f"k: wanted a stored transition, 0 to {len(self.steps) - 1}, got {k}")
         step = self.steps[k]
         before, after = self.positions.index(step), self.positions.index(step + 1)
-        timestep = self.transitions.timestep[step].to(device=self.samples.device, dtype=torch.float32)
+        timestep = upload(self.transitions.timestep[step].float(), self.samples.device)
         return Transition(
             self.samples[:, before], self.samples[:, after], self.transitions.at(step), timestep.expand(self.batch)
         )

@@ -11,6 +11,7 @@ from .. import backends
 from ..guidance import CFG
 from ..ops import checks
 from ..ops import policy as _operator  # noqa: F401  (registers it)
+from ..transfer import upload
 
 if TYPE_CHECKING:
     from ..dynamics import At
@@ -88,7 +89,7 @@ def policy_loss(
     old_log_prob = checks.per_row("old_log_prob", old_log_prob, sample, "sample")
     advantage = checks.per_row("advantage", advantage, sample, "sample")
     if isinstance(row_weight, Tensor) and row_weight.dim() == 0:
-        row_weight = row_weight.to(sample.device, non_blocking=True).expand(sample.shape[0])
+        row_weight = upload(row_weight, sample.device).expand(sample.shape[0])
     weight = None if row_weight is None else checks.per_row("row_weight", row_weight, sample, "sample")
     backends.check_name(backend)
     if ref_velocity is not None and kl in (None, "log_ratio"):

@@ -16,6 +16,7 @@ from ..rollout.network import Model, evaluate
 from ..rollout.route import Route, scale_of
 from ..rollout.setup import scale_table
 from ..rollout.trajectory import Trajectory
+from ..transfer import upload
 
 
 class Replay(NamedTuple):
@@ -75,7 +76,7 @@ def replay(
         count = min(size, batch - start)
         index = torch.full((size,), start)
         index[:count] = torch.arange(start, start + count)
-        prompts, places = trajectory.prompt_index.cpu()[index], index.to(move.sample.device)
+        prompts, places = trajectory.prompt_index.cpu()[index], upload(index, move.sample.device)
         velocity, uncond = evaluate(
             network,
             move.sample[start : start + size] if count == size else move.sample.index_select(0, places),

@@ -50,6 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], refusa
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(cuda, "_unfit", cuda._unfit.__wrapped__)
     return cuda.unavailable.__wrapped__()
 
@@ -73,6 +74,16 @@ def test_one_of_two_gpus_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device])
     assert cuda.unavailable.__wrapped__() is None  # type: ignore[attr-defined]
     assert "GPU 0 has compute capability 7.5" in str(cuda._unfit(0)) and cuda._unfit(1) is None
+
+
+def test_no_context_is_opened_on_gpus_like_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    assert machine(monkeypatch, (9, 0), None) is None
+    module = SimpleNamespace(refusal=asked.append, architectures=lambda: "sm_90")
+    monkeypatch.setattr(cuda, "_module", lambda: module)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 5)
+    assert cuda.unavailable.__wrapped__() is None and asked == [5]  # type: ignore[attr-defined]
 
 
 def test_refusals_name_the_value() -> None:

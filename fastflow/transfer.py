@@ -1,0 +1,15 @@
+"""Between the host and a device, without waiting where that is safe."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def upload(t: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. A copy to a GPU makes nobody wait; within a capture, whose replays would read the host's memory
+    again, it raises as torch does."""
+    if t.device == device or torch.compiler.is_compiling():
+        return t.to(device)
+    on_gpu = device.type == "cuda"
+    return t.to(device, non_blocking=on_gpu and not torch.cuda.is_current_stream_capturing())
