@@ -58,19 +58,13 @@ class Noise:
         _check_word("stream", stream)
         if not 0 <= offset < 1 << 62 or offset % 4:
             raise ValueError(f"offset: wanted a multiple of 4, at least 0 (noise comes in fours), got {offset}")
-        for name, value in (
-            ("seeds", seeds),
-            ("step", step),
-            ("stream", stream),
-            ("offset", offset),
-            ("shared", shared),
-        ):
-            object.__setattr__(self, name, value)
+        self.__dict__.update(seeds=seeds, step=step, stream=stream, offset=offset, shared=shared)
 
     def counters(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(seeds int64 [B], step int64 [1 or B]) on the device."""
         if isinstance(self.step, Tensor):
-            step = upload(self.step.long(), device).reshape(-1)
+            step = upload(self.step, device)
+            step = step if step.dtype == torch.int64 and step.dim() == 1 else step.long().reshape(-1)
         else:
             step = torch.full((1,), self.step, dtype=torch.int64, device=device)
         return upload(self.seeds, device), step

@@ -146,12 +146,12 @@ def scoring(at: At, score: str | None, reduce: str) -> tuple[int, int]:
 
 
 def slot(name: str, given: Any, sample: Tensor, shape: tuple[int, ...]) -> Tensor:
-    value = tensor(f"out[{name!r}]", given)
-    wanted = torch.int32 if name == "flags" else None
+    value = given if isinstance(given, Tensor) else tensor(f"out[{name!r}]", given)
     if value.shape != shape:
         raise ValueError(f"out[{name!r}]: wanted shape {tuple(shape)}, got {tuple(value.shape)}")
     if value.device != sample.device:
         raise ValueError(f"out[{name!r}]: wanted the device of sample, {sample.device}, got {value.device}")
+    wanted = torch.int32 if name == "flags" else None
     if name == "log_prob":
         wanted = torch.float64 if sample.dtype == torch.float64 else torch.float32
     if (wanted is not None and value.dtype != wanted) or (wanted is None and value.dtype not in STATE_DTYPES):

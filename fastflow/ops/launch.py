@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from .. import backends
 from ..guidance import CFG
 from ..noise import Noise
 from . import checks
+from .library import step_out
 from .step import slots_of, wanted
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Launch:
         """Writes the outputs. velocity, uncond: [B, *] of any float dtype."""
         velocity = checks.like("velocity", velocity, self.sample)
         velocity, uncond, scale, rescale, token = checks.guided(velocity, uncond, self.guidance, self.sample)
-        torch.ops.fastflow.step_out(
+        step_out(
             self.sample, velocity, uncond, self.coef, scale, None, self.seeds, self.counter, None, None, token, self.stream,
             self.offset, self.score, self.reduce, True, self.stored, rescale, "float32", self.backend, None,
             *self.slots,

@@ -144,7 +144,7 @@ def step(
                     f"out: wanted memory of its own beside rows=, got some of {name}'s, which other rows may read"
                 )
     stored = slots[0].dtype if slots[0] is not None else sample.dtype
-    torch.ops.fastflow.step_out(*arguments, stored, rescale, product_dtype, backend, rows, *slots)
+    library.step_out(*arguments, stored, rescale, product_dtype, backend, rows, *slots)
     if lost is not None and slots[5] is not None:
         slots[5].add_(2 * lost.to(torch.int32))
     return StepOutput(*slots)
@@ -163,10 +163,14 @@ def wanted(want: Sequence[str] | None, out: Mapping[str, Tensor] | None, *, repl
 
 def slots_of(names: Sequence[str], out: Mapping[str, Tensor], sample: Tensor, reduce: int) -> list[Tensor | None]:
     """The given slots, checked, and fresh tensors for wanted outputs that have none."""
-    made = library.slots(sample, sample.dtype, reduce, [name in names and name not in out for name in OUTPUTS])
+    fresh = [name in names and name not in out for name in OUTPUTS]
+    made: list[Tensor | None] = [None] * len(OUTPUTS)
+    if any(fresh):
+        made = library.slots(sample, sample.dtype, reduce, fresh)
+    whole = sample.shape
     for name, slot in out.items():
         per_row = name == "flags" or (name == "log_prob" and reduce != 2)
-        made[OUTPUTS.index(name)] = checks.slot(name, slot, sample, sample.shape[:1] if per_row else sample.shape)
+        made[OUTPUTS.index(name)] = checks.slot(name, slot, sample, whole[:1] if per_row else whole)
     return made
 
 
@@ -185,7 +189,7 @@ def draw(noise: Noise, shape: tuple[int, ...], dtype: torch.dtype, device: torch
     coef[:, STD] = 1.0
     result = torch.empty_like(zero, dtype=dtype)
     seeds, counter = noise.counters(device)
-    torch.ops.fastflow.step_out(
+    library.step_out(
         zero, zero, None, coef, None, None, seeds, counter, None, None, (1, 1, 1), noise.stream, noise.offset, 0, 0, True,
         dtype, "none", "float32", "auto", None, result, None, None, None, None, None,
     )  # fmt: skip

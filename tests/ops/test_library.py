@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastflow as ff
+from fastflow.ops import library
 from tests.ops.cases import ALL, GUIDANCE, SD3, inputs
 
 TRANSITIONS = ff.FlowSDE(0.7).transitions(SD3)
@@ -137,3 +140,41 @@ def test_compiled_writes_into_slots(backend: str) -> None:
         expected = write(data["sample"], data["velocity"], slot)
         compiled = torch.compile(write, fullgraph=True, backend="aot_eager")(data["sample"], data["velocity"], other)
     assert torch.equal(compiled, expected) and torch.equal(slot, other)
+
+
+class Seen(TorchDispatchMode):
+    """Names of the operators that pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_whoever_looks_on_sees_the_operator_and_nobody_pays_for_it_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, velocity = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    at, noise = ff.FlowSDE(0.7).transitions(ff.sigma_schedule(4)).at(1), torch.randn(2, 3, 5)
+
+    def call(velocity: Any = velocity) -> Tensor:
+        return ff.step(sample, velocity, at, noise=noise).next_sample  # type: ignore[return-value]
+
+    expected = call()
+    with Seen() as seen:
+        assert torch.equal(call(), expected)
+    assert "fastflow.step_out.default" in seen.names
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    assert "fastflow::step_out" in {event.name for event in profile.events()}
+
+    class Named(Tensor):
+        pass
+
+    calls: list[Any] = []
+    monkeypatch.setattr(library, "_step_out", lambda *arguments: calls.append(arguments))
+    call()
+    assert len(calls) == 1, "nobody looks on"
+    call(velocity.as_subclass(Named))
+    assert len(calls) == 1, "a tensor of another class"
