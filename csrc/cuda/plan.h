@@ -30,6 +30,13 @@ inline int64_t scratch_words(bool backward, int64_t batch, int64_t numel, int64_
   return batch * ((needs.sums + needs.marks) * tiles_of(numel) + needs.groups * groups + needs.rows);
 }
 
+// What a GPU holds at a time: 4 blocks on each of 132 multiprocessors, an H100's or H200's.
+constexpr int64_t RESIDENT = 528, WAVES = 6;
+
+// Tiles of a block: they share what its threads do before and after their loop over them, some fifth of a tile's work.
+// At least WAVES times what a GPU holds stays to be spread.
+inline int span_of(int64_t tiles) { return tiles >= 4 * WAVES * RESIDENT ? 4 : tiles >= 2 * WAVES * RESIDENT ? 2 : 1; }
+
 // Blocks of a row: where there is much to do, each takes more tiles. Short rows share a block.
 inline Geometry row_geometry(int64_t batch, int64_t numel) {
   Geometry g;
@@ -38,7 +45,7 @@ inline Geometry row_geometry(int64_t batch, int64_t numel) {
     g.span = static_cast<int>(g.tiles);
     while (g.log_team > 5 && (4 << g.log_team) >= numel) --g.log_team;
   } else {
-    g.span = batch * g.tiles >= 32768 ? 4 : batch * g.tiles >= 8192 ? 2 : 1;
+    g.span = span_of(batch * g.tiles);
   }
   const int64_t spans = ceil_div(g.tiles, g.span);
   g.spans = Divisor(spans);

@@ -52,6 +52,13 @@ def test_every_element_has_one_thread(library: ctypes.CDLL, batch: int, numel: i
 
 
 @pytest.mark.parametrize(
+    ("batch", "blocks"), [(24, 768), (197, 197 * 32), (198, 99 * 32), (395, 395 * 16), (396, 99 * 32)]
+)
+def test_blocks_take_more_tiles_where_there_are_many(library: ctypes.CDLL, batch: int, blocks: int) -> None:
+    assert library.fastflow_blocks(batch, 32 * TILE) == blocks
+
+
+@pytest.mark.parametrize(
     ("batch", "numel"), [(2_000_000, 16 * 21 * 60 * 104), (1, 2**40), (3, 2**31 + 5), (2**33, 112)]
 )
 def test_more_than_two_to_the_31_elements(library: ctypes.CDLL, batch: int, numel: int) -> None:
