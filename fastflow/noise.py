@@ -58,7 +58,11 @@ class Noise:
         _check_word("stream", stream)
         if not 0 <= offset < 1 << 62 or offset % 4:
             raise ValueError(f"offset: wanted a multiple of 4, at least 0 (noise comes in fours), got {offset}")
-        self.__dict__.update(seeds=seeds, step=step, stream=stream, offset=offset, shared=shared)
+        object.__setattr__(self, "seeds", seeds)
+        object.__setattr__(self, "step", step)
+        object.__setattr__(self, "stream", stream)
+        object.__setattr__(self, "offset", offset)
+        object.__setattr__(self, "shared", shared)
 
     def counters(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(seeds int64 [B], step int64 [1 or B]) on the device."""

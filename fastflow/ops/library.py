@@ -81,7 +81,7 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None), int, float, bool, st
 
 def step_out(*arguments: Any) -> None:
     """fastflow::step_out. Where nobody looks on, its implementation itself: the dispatcher converts 27 arguments twice."""
-    if _PLAIN.issuperset(map(type, arguments)) and not _watched():
+    if not _watched() and _PLAIN.issuperset(map(type, arguments)):
         _step_out(*arguments)
     else:
         torch.ops.fastflow.step_out(*arguments)

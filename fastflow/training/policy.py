@@ -113,7 +113,7 @@ def policy_loss(
     )  # fmt: skip
     told = info.detach().unbind()
     named: dict[str, Tensor] = dict(zip(INFO, told[1:], strict=True))
-    named |= {"log_prob": log_prob, "ratio": rows[0]}
+    named.update(log_prob=log_prob, ratio=rows[0])
     if kl is None:
         named.pop("kl")
     else:
