@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,11 @@ class CFG:
         if not 0.0 <= low < high <= 1.0:
             raise ValueError(f"interval: wanted 0 <= low < high <= 1 in sigma, got {self.interval}")
         scale = torch.as_tensor(self.scale, dtype=torch.float64)
-        if scale.dim() > 2 or not bool(torch.isfinite(scale).all()):
+        if isinstance(self.scale, (int, float)):
+            finite = math.isfinite(self.scale)  # torch.compile reads numbers, and not in every version tensors
+        else:
+            finite = bool(torch.isfinite(scale).all())
+        if scale.dim() > 2 or not finite:
             raise ValueError(
                 f"scale: wanted finite numbers, scalar, [B], [T] or [T, B], got {self.scale} of shape {tuple(scale.shape)}"
             )
