@@ -84,6 +84,11 @@ NO_GPU = echo 'make: no NVIDIA GPU here; nothing to do'
 RESULTS ?= bench/results
 SHA ?=
 BENCH_GPU = timeout $(1) $(GPU_RUN) -m bench $(2) --device cuda --results $(RESULTS) $(if $(SHA),--sha $(SHA))
+TEST_GPU = timeout --signal=INT --kill-after=10 $(1) $(GPU_RUN) -m pytest -q $(2)
+
+# Parts that run whether or not one before them failed: `run NAME COMMAND...`, and at the end all_went_well.
+PARTS = failed=; run() { name=$$1; shift; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
+  all_went_well() { test -z "$$failed" || { echo "make: not all went well:$$failed"; exit 1; }; }
 
 build/gpu.stamp: $(SOURCES)
 	@mkdir -p $(@D)
@@ -92,27 +97,30 @@ build/gpu.stamp: $(SOURCES)
 	@$(GPU_RUN) -c '$(BUILD_REPORT)'
 	@touch $@
 
+# The kernels first: what runs them can only be as right as they are. Each part has its time.
 .PHONY: test-gpu
 test-gpu: $(if $(filter-out 0,$(GPU)),build/gpu.stamp) ## Triton and CUDA kernels and rollouts on an NVIDIA GPU, with .venv or PYTHON as it is
-	$(call say,Triton and CUDA kernels and rollouts on the GPU)
 	@test $(GPU) -gt 0 || { echo 'make: no NVIDIA GPU here'; exit 1; }
-	@$(GPU_RUN) -m pytest -q -m gpu tests/rollout tests/training tests/ops
-	@$(GPU_RUN) -m pytest -q $(GPU_SPREAD) tests/triton tests/cuda --ignore=tests/cuda/test_compile.py
+	@$(PARTS); \
+	run kernels $(call TEST_GPU,310,$(GPU_SPREAD) tests/triton tests/cuda --ignore=tests/cuda/test_compile.py); \
+	run rollouts $(call TEST_GPU,180,-m gpu tests/rollout tests/rewards tests/dynamics); \
+	all_went_well
 
-# Each part has its time and writes as it goes, so that one which fails leaves the others' figures.
+# Each part has its time and writes as it goes, so that one which fails leaves the others' figures. --seconds count from the
+# start of the process; what is begun before they end takes at most 20 more.
 .PHONY: bench-gpu
 bench-gpu: $(if $(filter-out 0,$(GPU)),build/gpu.stamp) ## all GPU benchmarks, 9 minutes at most, compiling included; CSV files into RESULTS (bench/results)
 ifeq ($(GPU),0)
 	@$(NO_GPU)
 else
-	@failed=; run() { name=$$1; shift; echo "== $$name"; "$$@" || failed="$$failed $$name"; }; \
-	run step $(call BENCH_GPU,130,step --seconds 100); \
-	run log_prob_backward $(call BENCH_GPU,30,log_prob_backward --seconds 18); \
-	run policy $(call BENCH_GPU,30,policy --seconds 18); \
-	run matching $(call BENCH_GPU,30,matching --seconds 18); \
-	run sd3.5 $(call BENCH_GPU,140,rollout --model sd3.5-medium-shape --rows 8 --repeats 3 --seconds 30); \
-	run flux $(call BENCH_GPU,75,rollout --model flux-shape --rows 2 --repeats 2 --seconds 20 --no-graphs); \
-	test -z "$$failed" || { echo "make: not all went well:$$failed"; exit 1; }
+	@$(PARTS); \
+	run step $(call BENCH_GPU,150,step --seconds 130); \
+	run log_prob_backward $(call BENCH_GPU,35,log_prob_backward --seconds 25); \
+	run sd3.5 $(call BENCH_GPU,165,rollout --model sd3.5-medium-shape --rows 4 --repeats 3 --seconds 145); \
+	run policy $(call BENCH_GPU,30,policy --seconds 20); \
+	run matching $(call BENCH_GPU,30,matching --seconds 20); \
+	run flux $(call BENCH_GPU,85,rollout --model flux-shape --rows 1 --repeats 2 --seconds 75 --no-graphs); \
+	all_went_well
 endif
 
 .PHONY: sanitize-gpu
@@ -123,11 +131,12 @@ ifeq ($(GPU),0)
 	@$(NO_GPU)
 else
 	@command -v compute-sanitizer >/dev/null || { echo 'make: no compute-sanitizer here (it comes with the CUDA toolkit)'; exit 1; }
-	@for tool in $(SANITIZE); do \
-	  echo "== $$tool"; \
-	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 9 --report-api-errors no \
-	    $(GPU_RUN) -m pytest -q -x -m gpu tests/cuda -k '$(SANITIZED)'; \
-	done
+	@$(PARTS); \
+	for tool in $(SANITIZE); do \
+	  run $$tool env PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 500 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	    --report-api-errors no $(GPU_RUN) -m pytest -q -x -m gpu tests/cuda -k '$(SANITIZED)'; \
+	done; \
+	all_went_well
 endif
 
 .PHONY: plots

@@ -1,18 +1,68 @@
-"""`make bench-gpu` ends in nine minutes, with the CUDA module compiled in the same call."""
+"""What `make` does on an NVIDIA GPU: every part has its time, and none keeps the others from running. No GPU needed."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
 
 from tests.packaging.repository import ROOT
 
-COMPILING = 100  # seconds, for the one architecture of the GPU at hand
+COMPILING = 40  # seconds, for the one architecture of the GPU at hand
+LIMIT = 9 * 60
+KERNELS = {"triton", "cuda"}  # folders of tests whose devices are found at run time
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+CALLS = re.compile(r"run (\S+) \$\(call (BENCH|TEST)_GPU,(\d+),([^\n]*)\);")
 
 
-def test_the_parts_leave_time_to_compile() -> None:
-    text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    parts = [int(seconds) for seconds in re.findall(r"\$\(call BENCH_GPU,(\d+),", text)]
-    assert len(parts) == 6 and sum(parts) + COMPILING < 9 * 60
-    for timeout, measured in re.findall(r"\$\(call BENCH_GPU,(\d+),[^)]*--seconds (\d+)", text):
-        assert int(measured) + 10 <= int(timeout)  # importing torch, and the check of a benchmark's values
-    assert "9 minutes at most, compiling included" in text
+def parts(kind: str) -> dict[str, tuple[int, str]]:
+    """Name -> (seconds until the timeout, arguments) of each part of bench-gpu or test-gpu."""
+    return {name: (int(seconds), words) for name, of, seconds, words in CALLS.findall(MAKEFILE) if of == kind}
+
+
+@pytest.mark.parametrize(("kind", "count"), [("BENCH", 6), ("TEST", 2)])
+def test_the_parts_leave_time_to_compile(kind: str, count: int) -> None:
+    assert len(parts(kind)) == count
+    assert sum(seconds for seconds, _ in parts(kind).values()) + COMPILING < LIMIT
+
+
+def test_a_benchmark_has_time_to_end_what_it_began() -> None:
+    for seconds, words in parts("BENCH").values():
+        begun = re.search(r"--seconds (\d+)", words)
+        assert begun is not None and int(begun[1]) + 10 <= seconds
+    assert "9 minutes at most, compiling included" in MAKEFILE
+
+
+def test_every_folder_with_tests_of_a_gpu_is_run_there() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    marked = {
+        path.relative_to(ROOT / "tests").parts[0] for path, text in texts.items() if re.search(r"mark\.gpu\b", text)
+    }
+    named = {name: set(re.findall(r" tests/(\w+)(?![\w/])", f" {words}")) for name, (_, words) in parts("TEST").items()}
+    assert named["kernels"] == KERNELS and marked <= named["rollouts"] | KERNELS
+    assert list(named) == ["kernels", "rollouts"]
+    assert "-m gpu" in parts("TEST")["rollouts"][1] and "-m gpu" not in parts("TEST")["kernels"][1]
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("make", "timeout"))), reason="needs make and timeout")
+@pytest.mark.parametrize("target", ["test-gpu", "bench-gpu"])
+@pytest.mark.parametrize("fails", ["", "first", "last"])
+def test_all_parts_run_and_one_that_fails_fails_the_whole(target: str, fails: str, tmp_path: Path) -> None:
+    """Run by a script in place of Python, which keeps its arguments and fails for those that hold a word."""
+    names = list(parts(target.split("-")[0].upper()))
+    word = {"": "nothing", "first": {"test-gpu": "triton", "bench-gpu": "step"}[target], "last": "rollout"}[fails]
+    wrong = {"": [], "first": names[:1], "last": [n for n in names if n in ("rollouts", "sd3.5", "flux")]}[fails]
+    stub, log = tmp_path / "python", tmp_path / "log"
+    stub.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *{word}*) exit 3;; esac\n')
+    stub.chmod(0o755)
+    settings = ["GPU=1", "PYTHON=true", f"GPU_RUN={stub}", "GPU_SPREAD=-n 8", f"RESULTS={tmp_path}"]
+    done = subprocess.run(
+        ["make", "-o", "build/gpu.stamp", target, *settings], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert len(log.read_text().splitlines()) == len(names)
+    assert re.findall(r"^== (\S+)$", done.stdout, re.M) == names
+    assert (done.returncode != 0) == bool(wrong)
+    assert not wrong or f"make: not all went well: {' '.join(wrong)}\n" in done.stdout
