@@ -5,7 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("diffusers", reason="needs diffusers: these are its networks")
+
+@pytest.fixture(autouse=True, scope="session")
+def _networks() -> None:
+    """In a fixture: a conftest of a folder that is named on the command line cannot skip."""
+    pytest.importorskip("diffusers", reason="needs diffusers: these are its networks")
 
 
 @pytest.fixture(autouse=True)

@@ -46,3 +46,10 @@ def test_every_module_of_a_package_has_a_docstring() -> None:
         and not re.match(r"(#.*\n)*\s*r?\"\"\"", (ROOT / name).read_text(encoding="utf-8"))
     ]
     assert bare == []
+
+
+def test_no_conftest_skips_while_it_is_imported() -> None:
+    """pytest ends with a traceback there where its folder is named on the command line; a fixture skips."""
+    skipping = re.compile(r"^(?:\w+ = )?pytest\.(?:importorskip|skip)\(|allow_module_level", re.M)
+    found = [str(path) for path in ROOT.glob("tests/**/conftest.py") if skipping.search(path.read_text("utf-8"))]
+    assert found == []

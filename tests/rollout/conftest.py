@@ -10,8 +10,6 @@ import torch
 import fastflow as ff
 from tests.rollout import networks
 
-pytest.importorskip("diffusers", reason="needs diffusers: engine tests use its networks")
-
 
 @pytest.fixture(autouse=True)
 def _one_thread(_fixed: None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -19,8 +20,7 @@ Velocity = Callable[[Tensor, Tensor, Any], Tensor]
 
 def transformer(layers: int = 1, **changes: Any) -> Any:
     """An SD3Transformer2DModel with random weights, large enough that prompt, sigma and state all show in its velocity."""
-    from diffusers import SD3Transformer2DModel
-
+    diffusers = pytest.importorskip("diffusers", reason="needs diffusers: this is one of its networks")
     torch.manual_seed(7)
     config: dict[str, Any] = {
         "sample_size": 8,
@@ -35,7 +35,7 @@ def transformer(layers: int = 1, **changes: Any) -> Any:
         "pooled_projection_dim": WIDTH,
         "pos_embed_max_size": 8,
     }
-    module = SD3Transformer2DModel(**{**config, **changes}).requires_grad_(False).eval()
+    module = diffusers.SD3Transformer2DModel(**{**config, **changes}).requires_grad_(False).eval()
     for parameter in module.parameters():
         parameter.mul_(1.5)
     return module

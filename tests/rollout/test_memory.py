@@ -26,6 +26,7 @@ Measure = Callable[[str], dict[str, int]]
 @pytest.fixture(scope="module")
 def measure() -> Iterator[Measure]:
     """A process of its own, which gives back every large tensor at once (glibc's threshold would rise by itself)."""
+    pytest.importorskip("diffusers", reason="needs diffusers: the process runs one of its networks")
     root = Path(__file__).parents[2]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     command = [sys.executable, "-m", "tests.rollout.footprint"]
