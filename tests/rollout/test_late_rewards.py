@@ -6,7 +6,7 @@ from __future__ import annotations
 import multiprocessing
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import fastflow as ff
+from fastflow.rollout.finish import Scores
 from tests.rewards.judging import dying, scores
 from tests.rewards.rollouts import BATCH, STATES, assert_equal_rewards, local, roll
 
@@ -263,7 +264,8 @@ def test_a_wrong_shape_on_a_device_is_refused_at_once() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("form", ["tensor", "list"])
-def test_numbers_on_a_gpu_are_kept_without_waiting(form: str) -> None:
+def test_numbers_on_a_gpu_are_kept_without_waiting(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the last call is made; only then are they read."""
     buffer = torch.empty(BATCH, device="cuda")
 
     def reward(images: Tensor, info: ff.Info) -> Any:
@@ -276,6 +278,11 @@ def test_numbers_on_a_gpu_are_kept_without_waiting(form: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
         return clean
 
+    def settle(scores: Scores, of: Callable[[Scores], None] = Scores.settle) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        of(scores)
+
+    monkeypatch.setattr(Scores, "settle", settle)
     try:
         traj = roll(reward, decode=decode)
     finally:
