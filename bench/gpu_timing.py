@@ -85,12 +85,7 @@ class CudaClock:
         return time.perf_counter() - began
 
     def peak(self, call: Call) -> int | None:
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        call()
-        torch.cuda.synchronize(self.device)
-        return torch.cuda.max_memory_allocated(self.device) - before
+        return requested(call, self.device)
 
 
 class HostClock:
@@ -118,6 +113,19 @@ class HostClock:
     def peak(self, call: Call) -> int | None:
         call()
         return None
+
+
+def requested(call: Call, device: torch.device | str | None = None) -> int:
+    """Bytes that a call asks a GPU's allocator for at its fullest moment, beside what was there.
+
+    What is called allocated counts whole blocks, of which one tensor's may be a MiB too large.
+    """
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_stats(device)["requested_bytes.all.current"]
+    call()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.memory_stats(device)["requested_bytes.all.peak"] - before)
 
 
 def clock_of(device: str) -> Clock:

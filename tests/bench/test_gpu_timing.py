@@ -161,8 +161,9 @@ class Device:
             "Stream": Stream, "current_stream": Stream, "stream": within, "CUDAGraph": Graph, "graph": within, "Event": Event,
             "synchronize": lambda device: None, "set_device": lambda device: None, "current_device": lambda: 0,
             "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=60 << 20),
-            "reset_peak_memory_stats": lambda device: None, "memory_allocated": lambda device: 100,
-            "max_memory_allocated": lambda device: 350,
+            "reset_peak_memory_stats": lambda device: None, "memory_stats": lambda device: {
+                "requested_bytes.all.current": 100, "requested_bytes.all.peak": 350, "allocated_bytes.all.peak": 2 << 20,
+            },
         }  # fmt: skip
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import fastflow as ff
+from bench import gpu_timing
 from tests.rollout.networks import transformer
 
 SHAPE = (4, 96, 96)  # 144 KiB in float32
@@ -125,15 +126,9 @@ def _status(field: str) -> int:
 
 
 def _gpu(function: Callable[[], Any]) -> int:
-    """By how much the allocated bytes of the device grew at most."""
+    """By how much the bytes in use on the device grew at most."""
     gc.collect()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    kept = function()
-    grown = torch.cuda.max_memory_allocated() - before
-    del kept
-    return grown
+    return gpu_timing.requested(function)
 
 
 if __name__ == "__main__":
