@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -52,10 +53,15 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=max(console.width, 140))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code. Bad arguments and failed checks print one line on standard error."""
+def main(argv: Sequence[str] | None = None, began: float | None = None) -> int:
+    """Runs the command and returns its exit code. Bad arguments and failed checks print one line on standard error.
+
+    began: of `time.perf_counter()`, from which --seconds count; None: now.
+    """
+    began = time.perf_counter() if began is None else began
     try:
         arguments = _parser().parse_args(argv)
+        arguments.began = began
         if arguments.benchmark == "list":
             list_entries()
         elif arguments.benchmark == "plot":

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
-import fastflow as ff
 from fastflow import backends
 
 from . import gpu_gradients, gpu_report, gpu_step, gpu_targets, instructions, run
-from .gpu_run import Case, Row, measure
+from .gpu_run import Case, Row, Way, measure
 from .gpu_timing import Clock, clock_of
 from .machine import gpu
 from .registry import Mismatch, entry
@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--device", default="cpu", metavar="DEVICE", help="cpu, or cuda: every case on an NVIDIA GPU (cpu)"
     )
     parser.add_argument("--results", type=Path, metavar="DIR", help="on a GPU: write CSV files into DIR")
-    words = "on a GPU: begin no new case or round after so long (170)"
+    words = "on a GPU: begin no new case or round after so long, of the whole process (170)"
     parser.add_argument("--seconds", type=float, default=170.0, help=words)
     parser.add_argument("--sha", metavar="SHA", help="on a GPU: the commit, for a tree without its repository")
 
@@ -45,23 +45,33 @@ def run_cases(
     repeats: int,
     keep: Callable[[list[Row]], None] = lambda rows: None,
     seconds: float = math.inf,
+    began: float | None = None,
 ) -> tuple[list[Row], list[str]]:
-    """Rows of every case that could be measured, printed and kept as they come, and one line for each that could not.
+    """Rows of every case that could be measured, printed and kept as they come, and one line for each case, or way of ours
+    in one, that could not.
 
-    No new case begins after `seconds`.
+    No new case begins `seconds` after `began` (now).
     """
     rows: list[Row] = []
     failures: list[str] = []
-    began = time.perf_counter()
+    began = time.perf_counter() if began is None else began
     for case in cases:
+        where = f"{case.benchmark}, {run.show(case.shape)}, {case.name}"
         if time.perf_counter() - began > seconds:
-            failures.append(f"{case.benchmark}, {run.show(case.shape)}, {case.name}: no time left")
+            failures.append(f"{where}: no time left")
             continue
+
+        def failed(way: Way, error: RuntimeError, where: str = where) -> None:
+            line = f"{where}, {way.name}: {_first_line(error)}"
+            console.print(f"[red]no figures[/red]  {escape(line)}", highlight=False)
+            if way.nbytes is not None:  # one of ours, no baseline
+                failures.append(line)
+
         try:
-            found = measure(case, clock, repeats)
-        except (Mismatch, ff.BackendError, RuntimeError) as error:  # one case must not take the others' figures with it
-            failures.append(f"{case.benchmark}, {run.show(case.shape)}, {case.name}: {str(error).splitlines()[0]}")
-            console.print(f"[red]no figures[/red]  {failures[-1]}", highlight=False)
+            found = measure(case, clock, repeats, failed)
+        except (Mismatch, RuntimeError) as error:  # one case must not take the others' figures with it
+            failures.append(f"{where}: {_first_line(error)}")
+            console.print(f"[red]no figures[/red]  {escape(failures[-1])}", highlight=False)
             continue
         rows += found
         keep(rows)
@@ -98,12 +108,17 @@ def run_op(console: Console, arguments: argparse.Namespace) -> None:
                 judged, about, arguments.results / f"targets-{arguments.benchmark}-{about.slug}.csv"
             )
 
-    rows, failures = run_cases(console, cases, clock, min(arguments.repeats, ROUNDS), keep, arguments.seconds)
+    repeats = min(arguments.repeats, ROUNDS)
+    rows, failures = run_cases(console, cases, clock, repeats, keep, arguments.seconds, arguments.began)
     gpu_report.tell(console, gpu_targets.verdicts(rows))
     if arguments.results is not None and rows:
         console.print(f"[dim]written to {arguments.results}[/dim]", highlight=False)
     if failures:
-        raise Failed(f"{len(failures)} cases gave no figures: {'; '.join(failures)}")
+        raise Failed(f"{len(failures)} times there were no figures: {'; '.join(failures)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def issued(console: Console, device: torch.device, names: Sequence[str]) -> gpu_step.Instructions:

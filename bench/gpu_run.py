@@ -78,34 +78,64 @@ class Row:
         return None if self.nbytes is None else self.nbytes / self.times.median
 
 
-def measure(case: Case, clock: Clock, repeats: int) -> list[Row]:
-    """Raises Mismatch before anything is timed."""
+@dataclass(frozen=True)
+class _Recordings:
+    """One way, ready to be read."""
+
+    cold: Call
+    hot: Call | None
+    launched: Call | None
+    peak: int | None
+
+
+def measure(
+    case: Case, clock: Clock, repeats: int, failed: Callable[[Way, RuntimeError], None] | None = None
+) -> list[Row]:
+    """Raises Mismatch before anything is timed.
+
+    failed: told of a way that cannot be recorded, which is then left out; without it the error is raised.
+    """
     torch.compiler.reset()  # graphs of earlier cases would add up to torch's recompile limit
     with torch.no_grad():
         sets = [case.inputs(number) for number in range(sets_for(case.moved, clock.cache))]
         case.check(sets[0])
         ways = case.ways()
         count = calls_for(case.moved, len(sets))
-        recorded, hot, launched = {}, {}, {}
+        ready: dict[Way, _Recordings] = {}
         for way in ways:
-            calls = [way.make(data) for data in sets]
-            recorded[way.name] = clock.recorded(in_turn(calls, count))
-            if way.nbytes is not None:
-                hot[way.name] = clock.recorded(in_turn(calls[:1], count))
-            if way.public is not None and case.moved < LAUNCHES_SHOW:
-                launched[way.name] = _all(in_turn([way.public(data) for data in sets], LAUNCHED))
+            try:
+                ready[way] = _record(way, sets, count, clock, case.moved < LAUNCHES_SHOW)
+            except RuntimeError as error:
+                if failed is None:
+                    raise
+                failed(way, error)
         copied = max((way.nbytes or 0 for way in ways), default=0)
-        recorded[COPY] = clock.recorded(in_turn([copy_on(clock.device, copied) for _ in sets], count))
+        copy = clock.recorded(in_turn([copy_on(clock.device, copied) for _ in sets], count))
+        recorded = {**{way.name: made.cold for way, made in ready.items()}, COPY: copy}
+        hot = {way.name: made.hot for way, made in ready.items() if made.hot is not None}
+        launched = {way.name: made.launched for way, made in ready.items() if made.launched is not None}
+        peaks = {way.name: made.peak for way, made in ready.items()}
         times = _read(recorded, repeats, clock.seconds, count)
         cached = _read(hot, repeats, clock.seconds, count)
         whole = _read(launched, repeats, clock.launched, LAUNCHED)
-        peaks = {way.name: clock.peak(way.make(sets[0])) for way in ways if way.peak}
     speed = copied / times[COPY].median
-    rows = [_row(case, way, times, cached, whole, peaks, speed) for way in ways]
+    rows = [_row(case, way, times, cached, whole, peaks, speed) for way in ready]
     return [
         *rows,
         Row(case.benchmark, case.name, case.shape, COPY, "torch", times[COPY], nbytes=copied, share_of_copy=1.0),
     ]
+
+
+def _record(way: Way, sets: Sequence[Inputs], count: int, clock: Clock, launches: bool) -> _Recordings:
+    """Every call is made once at least, so that one which fails does so here."""
+    calls = [way.make(data) for data in sets]
+    cold = clock.recorded(in_turn(calls, count))
+    hot = clock.recorded(in_turn(calls[:1], count)) if way.nbytes is not None else None
+    public = [way.public(data) for data in sets] if way.public is not None and launches else []
+    for call in public:
+        call()
+    launched = _all(in_turn(public, LAUNCHED)) if public else None
+    return _Recordings(cold, hot, launched, clock.peak(calls[0]) if way.peak else None)
 
 
 def _row(
@@ -144,6 +174,7 @@ def _all(calls: Sequence[Call]) -> Call:
 
 def copy_on(device: torch.device, nbytes: int) -> Call:
     """A copy on the device that moves `nbytes`, half of them read; of random numbers, since a chip may do zeros faster."""
-    source = torch.randint(0, 1 << 30, (max(nbytes // 8, 1),), dtype=torch.int32, device=device)
+    own = torch.Generator(device)  # a capture that failed may have left torch's own of no use
+    source = torch.randint(0, 1 << 30, (max(nbytes // 8, 1),), generator=own, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
     return lambda: target.copy_(source)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -53,20 +54,33 @@ class CudaClock:
         self.device = torch.device("cuda", torch.cuda.current_device() if named.index is None else named.index)
         torch.cuda.set_device(self.device)
         self.cache = int(torch.cuda.get_device_properties(self.device).L2_cache_size)
+        self.side = torch.cuda.Stream(self.device)  # libraries keep workspaces for each stream that they see
 
     def recorded(self, calls: Sequence[Call]) -> Call:
+        """Raises what a call raised; whatever happens, the stream that was current is so again."""
         kept: dict[int, Any] = {}  # the results, so that each set writes to memory of its own
         count = _distinct(calls)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        before = torch.cuda.current_stream(self.device)
+        self.side.wait_stream(before)
+        with torch.cuda.stream(self.side):
             for call in [*calls[:count]] * WARM_UP:
                 call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for number, call in enumerate(calls):
-                kept[number % count] = call()
+        before.wait_stream(self.side)
+        graph, pool, cause = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), None
+        try:
+            with torch.cuda.graph(graph, pool, self.side, "thread_local"):
+                try:
+                    for number, call in enumerate(calls):
+                        kept[number % count] = call()
+                except RuntimeError as error:
+                    cause = error
+                    raise
+        except RuntimeError as error:
+            _abandon(self.device, pool)
+            raise (error if cause is None else cause) from None  # the end of a broken capture has words of its own
+        finally:
+            cause = None  # or the error would hold this frame, and the frame the error
+            torch.cuda.set_stream(before)  # torch leaves this undone where the end of the capture raises
         return lambda: (graph.replay(), kept)
 
     def seconds(self, call: Call) -> float:
@@ -151,6 +165,13 @@ def calls_for(nbytes: int, sets: int) -> int:
 def in_turn(calls: Sequence[Call], count: int) -> list[Call]:
     """`count` calls, one after the other from the given ones, again and again."""
     return [calls[number % len(calls)] for number in range(count)]
+
+
+def _abandon(device: torch.device, pool: Any) -> None:
+    """Ends the capture for the allocator too, which torch leaves undone where the driver refuses: no other could begin."""
+    with suppress(RuntimeError):  # where the capture did end
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
 
 
 def _distinct(calls: Sequence[Call]) -> int:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
-from bench import gpu_run, gpu_timing
+from bench import gpu_cli, gpu_run, gpu_timing
 from bench.gpu_run import COPY, Case, Way
 from bench.gpu_timing import CudaClock, HostClock, calls_for, clock_of, in_turn, sets_for
 from bench.registry import Mismatch
@@ -88,13 +90,20 @@ def case(clock: Wound, check: Callable[[Any], None] = lambda data: None, seen: l
     return Case("made up", "nothing", (2, 8), lambda number: {"number": number}, 1 << 10, ways, check)
 
 
-def test_a_case_is_read_way_by_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, seen = Wound(), []
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Wound:
+    """On which a copy takes a second."""
+    made = Wound()
 
     def copy_on(device: torch.device, nbytes: int) -> Callable[[], None]:
-        return lambda: setattr(clock, "now", clock.now + 1.0)
+        return lambda: setattr(made, "now", made.now + 1.0)
 
     monkeypatch.setattr(gpu_run, "copy_on", copy_on)
+    return made
+
+
+def test_a_case_is_read_way_by_way(clock: Wound) -> None:
+    seen: list[int] = []
     ours, eager, copied = gpu_run.measure(case(clock, seen=seen), clock, 3)
     assert set(seen) == set(range(gpu_timing.PAST_CACHE)), "all sets are used"
     assert ours.times.seconds == (2.0,) * 3 and eager.times.seconds == (8.0,) * 3
@@ -125,12 +134,19 @@ def test_a_copy_moves_what_it_says() -> None:
 
 
 class Device:
-    """What CudaClock asks of torch.cuda, on a clock of its own: a replay takes a second, a wait half a second."""
+    """What CudaClock asks of torch.cuda, on a clock of its own: a replay takes a second, a wait half a second.
+
+    As in torch, a stream stays current where the end of a capture raises, and the allocator's pool open.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.said, outer = 0.0, list[str](), self
+        self.pools: set[int] = set()
 
         class Stream:
+            def __init__(self, device: torch.device) -> None:
+                pass
+
             def wait_stream(self, other: Any) -> None:
                 outer.said.append("wait")
 
@@ -151,14 +167,38 @@ class Device:
             def elapsed_time(self, other: Any) -> float:
                 return 1e3 * float(other.at - self.at)
 
+        self.current: Any = Stream(torch.device("cuda", 0))
+
+        def set_stream(stream: Any) -> None:
+            outer.current = stream
+
         @contextmanager
-        def within(*_: Any) -> Iterator[None]:
+        def within(stream: Any) -> Iterator[None]:
+            before, outer.current = outer.current, stream
             outer.said.append("enter")
             yield
             outer.said.append("leave")
+            outer.current = before
+
+        @contextmanager
+        def capturing(graph: Any, pool: int, stream: Any, mode: str) -> Iterator[None]:
+            assert mode == "thread_local" and not outer.pools, "the allocator takes no second capture"
+            outer.pools.add(pool)
+            with within(stream):
+                try:
+                    yield
+                except RuntimeError as error:
+                    raise RuntimeError("CUDA error: the capture was invalidated") from error
+                outer.pools.remove(pool)
+
+        def end(device: int, pool: int) -> None:
+            if pool not in outer.pools:
+                raise RuntimeError("not recording to this pool")
+            outer.pools.remove(pool)
 
         fakes: dict[str, Any] = {
-            "Stream": Stream, "current_stream": Stream, "stream": within, "CUDAGraph": Graph, "graph": within, "Event": Event,
+            "Stream": Stream, "current_stream": lambda device: self.current, "stream": within, "set_stream": set_stream,
+            "CUDAGraph": Graph, "graph": capturing, "graph_pool_handle": lambda: 7, "Event": Event,
             "synchronize": lambda device: None, "set_device": lambda device: None, "current_device": lambda: 0,
             "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=60 << 20),
             "reset_peak_memory_stats": lambda device: None, "memory_stats": lambda device: {
@@ -167,6 +207,8 @@ class Device:
         }  # fmt: skip
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: None, raising=False)
 
 
 def test_a_gpu_warms_up_beside_and_records_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +223,43 @@ def test_a_gpu_warms_up_beside_and_records_once(monkeypatch: pytest.MonkeyPatch)
     assert clock.seconds(recorded) == 1.0
     assert not device.said, "a replay calls nothing"
     assert clock.peak(recorded) == 250
+
+
+def test_a_capture_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device(monkeypatch)
+    clock, current, runs = CudaClock(), device.current, list[int]()
+
+    def waits() -> None:
+        runs.append(1)
+        if len(runs) > gpu_timing.WARM_UP:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        clock.recorded([waits])
+    assert device.current is current and not device.pools
+    assert clock.seconds(clock.recorded([lambda: None])) == 1.0, "the next one is recorded"
+
+
+@pytest.mark.parametrize("name", ["ours", "eager"])
+def test_a_way_that_fails_leaves_the_others(name: str, clock: Wound) -> None:
+    made, told = case(clock), list[str]()
+
+    def ways() -> Sequence[Way]:
+        return [replace(way, make=_refuse) if way.name == name else way for way in made.ways()]
+
+    broken = replace(made, ways=ways)
+    with pytest.raises(RuntimeError, match="cannot be recorded"):
+        gpu_run.measure(broken, clock, 2)
+    rows = gpu_run.measure(broken, clock, 2, lambda way, error: told.append(f"{way.name}: {error}"))
+    assert [row.way for row in rows] == [{"ours": "eager", "eager": "ours"}[name], COPY]
+    assert told == [f"{name}: cannot be recorded\nand more"] and not rows[0].ratios
+    found, failures = gpu_cli.run_cases(Console(quiet=True), [broken], clock, 2)
+    assert [row.way for row in found] == [row.way for row in rows]
+    assert failures == (["made up, 2x8, nothing, ours: cannot be recorded"] if name == "ours" else [])
+
+
+def _refuse(data: Any) -> Any:
+    raise RuntimeError("cannot be recorded\nand more")
 
 
 def test_results_of_a_recording_stay_alive(monkeypatch: pytest.MonkeyPatch) -> None:
