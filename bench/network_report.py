@@ -29,31 +29,53 @@ SPLIT = (*DEVICE, "model", "compiled", "samples", "steps", "backend", "way", *(f
 
 @dataclass(frozen=True)
 class Report:
-    """Where the results of one network go: the console, and CSV files in a folder if there is one."""
+    """Where the results of one network go: the console, and CSV files in a folder if there is one, which are replaced.
+
+    regime: seconds per sample by the width of a call, and whether they say `saturated`.
+    """
 
     console: Console
     about: Gpu
     setting: Setting
     folder: Path | None
     compiled: bool
+    regime: Mapping[int, float]
+    saturated: bool
 
-    def ways(self, ways: Ways, regime: Mapping[int, float], saturated: bool) -> None:
-        """Each way of rolling, and the targets."""
-        word = "saturated" if saturated else "not saturated"
-        rows = [_row(self.setting, ways, name, word) for name in ways.seconds]
-        self.console.print(_table(rows, regime, word))
-        self.console.print()
-        verdicts = judged(self.setting, ways, saturated)
-        gpu_report.tell(self.console, verdicts)
-        self.console.print()
-        self._write("rollout", COLUMNS, rows)
+    def keep_ways(self, ways: Ways) -> None:
+        """Files of each way of rolling and of the targets."""
+        self._write("rollout", COLUMNS, self._rows(ways))
         if self.folder is not None:
-            write_verdicts(verdicts, self.about, self._path("targets"))
+            write_verdicts(judged(self.setting, ways, self.saturated), self.about, self._path("targets"))
 
-    def splits(self, splits: Mapping[str, Mapping[str, float]]) -> None:
-        """Seconds by stage of each way."""
-        self.console.print(_split_table(splits))
+    def tell_ways(self, ways: Ways) -> None:
+        """The same as a table."""
+        self.console.print(_table(self._rows(ways), self.regime, self._word))
+        self.console.print()
+        gpu_report.tell(self.console, judged(self.setting, ways, self.saturated))
+        self._name_files("rollout", "targets")
+
+    def keep_splits(self, splits: Mapping[str, Mapping[str, float]]) -> None:
+        """A file of the seconds by stage of each way."""
         self._write("stages", SPLIT, [(name, *(f"{parts[s]:.5f}" for s in STAGES)) for name, parts in splits.items()])
+
+    def tell_splits(self, splits: Mapping[str, Mapping[str, float]]) -> None:
+        """The same as a table."""
+        self.console.print(_split_table(splits))
+        self._name_files("stages")
+        self.console.print()
+
+    @property
+    def _word(self) -> str:
+        return "saturated" if self.saturated else "not saturated"
+
+    def _rows(self, ways: Ways) -> list[Sequence[str]]:
+        return [_row(self.setting, ways, name, self._word) for name in ways.seconds]
+
+    def _name_files(self, *kinds: str) -> None:
+        if self.folder is not None:
+            names = ", ".join(str(self._path(kind)) for kind in kinds)
+            self.console.print(f"[dim]written to {names}[/dim]", highlight=False)
 
     def _write(self, kind: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         if self.folder is None:
@@ -62,7 +84,6 @@ class Report:
         spec, state = setting.network.spec, "yes" if self.compiled else "no"
         own = (spec.name, state, str(setting.rows), str(setting.steps), setting.backend)
         write(self._path(kind), columns, self.about, [(*own, *row) for row in rows])
-        self.console.print(f"[dim]written to {self._path(kind)}[/dim]", highlight=False)
 
     def _path(self, kind: str) -> Path:
         assert self.folder is not None

@@ -1,9 +1,9 @@
 """`bench rollout --model NAME`: dense rollouts of networks of real size, in lockstep and as the sequential loop of TP-GRPO.
 
-The loop completes each state alone, 65 network calls at T = 10, with the same network, attention and compile state. Rounds
-are interleaved and as many as fit into the time. Beside them: what the engine adds to its network, how the network's time
-depends on the width of a call (which decides what lockstep can win beyond its fewer evaluations), and where the time of a
-whole rollout with decode and reward goes.
+The loop completes each state alone, 65 network calls at T = 10, with the same network, attention and compile state. What is
+quick comes first: how the network's time depends on the width of a call (which decides what lockstep can win beyond its fewer
+evaluations), and where the time of a whole rollout with decode and reward goes. Then interleaved rounds of all ways, as many
+as fit into the time, and what the engine adds to its network. Files are written anew after every part and every round.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ SATURATED = (
 )
 CHECKED_STEPS = 3
 DECODED = 8  # images of a decode and reward call
+SPLIT = {FULL: False, FULL + GRAPHS: True}  # ways whose time is split by stage -> whether in graphs
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,18 @@ def run(console: Console, arguments: argparse.Namespace) -> None:
     setting = Setting(network, device, rows, backend=backend, few_widths=arguments.compile)
     check(setting)
     graphs = device.type == "cuda" and not arguments.no_graphs
-    ways = measure(setting, graphs, arguments.repeats, arguments.seconds)
     regime = row_seconds(setting)
-    to = network_report.Report(console, about, setting, arguments.results, arguments.compile)
-    to.ways(ways, regime, saturated(regime))
-    to.splits({FULL: split(setting, False)} | ({FULL + GRAPHS: split(setting, True)} if graphs else {}))
+    to = network_report.Report(console, about, setting, arguments.results, arguments.compile, regime, saturated(regime))
+    lockstep = lockstep_ways(setting, graphs)
+    splits: dict[str, dict[str, float]] = {}
+    for name, call in lockstep.items():
+        call()  # not counted: libraries choose, graphs are captured
+        if name in SPLIT:
+            splits[name] = split(setting, SPLIT[name])
+            to.keep_splits(splits)
+    to.tell_splits(splits)
+    ends = arguments.began + arguments.seconds
+    to.tell_ways(measure(setting, lockstep, arguments.repeats, ends, to.keep_ways))
 
 
 def check(setting: Setting) -> None:
@@ -159,19 +167,34 @@ def whole_float32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def measure(setting: Setting, graphs: bool, repeats: int, seconds: float) -> Ways:
-    """Interleaved rounds of all ways after one run of each lockstep that is not counted; no new round after `seconds`."""
-    calls: dict[str, Call] = {FULL: _way(setting, "full", False), EXACT: _way(setting, "exact", False)}
+def lockstep_ways(setting: Setting, graphs: bool) -> dict[str, Callable[[], ff.Trajectory]]:
+    """By name, those first whose time is split by stage."""
+    calls = {FULL: _way(setting, "full", False)}
     if graphs:
         calls[FULL + GRAPHS] = _way(setting, "full", True)
-    for call in calls.values():
-        call()
-    calls[SEQUENTIAL] = setting.sequential  # the check has made its one width warm, and it is the longest
+    return {**calls, EXACT: _way(setting, "exact", False)}
+
+
+def measure(
+    setting: Setting,
+    lockstep: Mapping[str, Call],
+    repeats: int,
+    ends: float,
+    keep: Callable[[Ways], None] = lambda ways: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Ways:
+    """Interleaved rounds of the ways, each run before, and the loop, whose one width the check has made warm.
+
+    The first round is always run, and no other that would take longer than until `ends` of the clock if it took as long as the
+    one before. keep: is handed the ways so far after every round.
+    """
+    calls: dict[str, Call] = {**lockstep, SEQUENTIAL: setting.sequential}
     found: dict[str, list[float]] = {name: [] for name in calls}
     overheads: dict[str, list[float]] = {FULL: [], EXACT: []}
     last: dict[str, ff.Trajectory] = {}
-    began, order, names = time.perf_counter(), random.Random(0), list(calls)
-    while len(found[SEQUENTIAL]) < repeats and (not found[SEQUENTIAL] or time.perf_counter() - began < seconds):
+    order, names, round_took = random.Random(0), list(calls), 0.0
+    while len(found[SEQUENTIAL]) < repeats and (not round_took or clock() + round_took <= ends):
+        began = clock()
         for name in order.sample(names, len(names)):
             wall, result = walled(calls[name], setting.device)
             found[name].append(wall)
@@ -179,6 +202,8 @@ def measure(setting: Setting, graphs: bool, repeats: int, seconds: float) -> Way
                 last[name] = result
             if name in overheads:
                 overheads[name].append(wall / result.stats.seconds["network"] - 1.0)
+        round_took = clock() - began
+        keep(Ways(found, last, overheads))
     return Ways(found, last, overheads)
 
 

@@ -59,10 +59,39 @@ def test_the_check_sees_another_result(setting: Setting, monkeypatch: pytest.Mon
         network_rollout.check(setting)
 
 
-def test_rounds_end_with_the_time(setting: Setting) -> None:
-    ways = network_rollout.measure(setting, False, 5, 0.0)
-    assert {name: len(seconds) for name, seconds in ways.seconds.items()} == {FULL: 1, EXACT: 1, SEQUENTIAL: 1}
+@pytest.mark.parametrize(("ends", "rounds"), [(-1.0, 1), (1.9, 1), (2.0, 2), (9.0, 3)])
+def test_no_round_begins_that_would_end_too_late(setting: Setting, ends: float, rounds: int) -> None:
+    """A round takes a second of the clock, which is read before and after it and between two."""
+    readings, kept = iter([0.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 3.0]), list[int]()
+    ways = network_rollout.measure(
+        setting, network_rollout.lockstep_ways(setting, False), 3, ends, lambda w: kept.append(len(w.seconds[FULL])),
+        lambda: next(readings),
+    )  # fmt: skip
+    assert {name: len(seconds) for name, seconds in ways.seconds.items()} == dict.fromkeys(
+        (FULL, EXACT, SEQUENTIAL), rounds
+    )
     assert (ways.last[FULL].stats.calls, ways.last[EXACT].stats.calls) == (3, 5)
+    assert kept == list(range(1, rounds + 1)), "each round is kept as it ends"
+
+
+def test_what_is_killed_leaves_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stages before the first round, and each round before the next."""
+    loop, made = Setting.sequential, list[int]()
+
+    def stopped(self: Setting) -> Any:
+        made.append(self.steps)
+        if made.count(network_rollout.STEPS) > 1:
+            raise KeyboardInterrupt
+        assert self.steps != network_rollout.STEPS or (tmp_path / "stages-sd3-tiny-cpu.csv").exists()
+        return loop(self)
+
+    monkeypatch.setattr(Setting, "sequential", stopped)
+    options = ["--rows", "2", "--repeats", "3", "--backend", "reference", "--results", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        main(["rollout", "--model", "sd3-tiny", *options])
+    rows = list(csv.DictReader((tmp_path / "rollout-sd3-tiny-cpu.csv").open()))
+    assert {row["way"]: row["rounds"] for row in rows} == {FULL: "1", EXACT: "1", SEQUENTIAL: "1"}
+    assert (tmp_path / "targets-sd3-tiny-cpu.csv").exists()
 
 
 def test_every_stage_has_its_time(setting: Setting) -> None:
