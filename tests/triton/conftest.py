@@ -3,6 +3,7 @@ variable changes `triton.jit` when it is imported), or on an NVIDIA GPU without 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,9 +20,22 @@ def _runnable() -> None:
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Any:
+def launched_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Changes what every launch is configured with, in the interpreter and on any GPU, whether or not it has a file."""
+    from fastflow.kernels import config
+
+    interpreted, for_device = config.INTERPRETED, config.for_device
+
+    def change(**fields: Any) -> None:
+        monkeypatch.setattr(config, "INTERPRETED", replace(interpreted, **fields))
+        monkeypatch.setattr(config, "for_device", lambda device: replace(for_device(device), **fields))
+
+    return change
+
+
+@pytest.fixture
+def small_blocks(launched_with: Callable[..., None]) -> None:
     """One tile a program, so that short rows take the two-pass path."""
     from fastflow.kernels import config
 
-    for name in ("INTERPRETED", "DEFAULT"):
-        monkeypatch.setattr(config, name, replace(getattr(config, name), block=config.TILE))
+    launched_with(block=config.TILE)

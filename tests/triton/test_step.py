@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -141,18 +142,25 @@ def test_a_row_does_not_depend_on_the_others() -> None:
         assert_same(run(part), whole, rows)
 
 
-def test_bits_do_not_depend_on_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_do_not_depend_on_the_launch(launched_with: Callable[..., None]) -> None:
     from fastflow.kernels import config
 
     call = make_call(1, 9000, guided=True, rescale="token", token=(90, 100, 1))
     results = []
     for block, warps in ((1, 4), (2, 8), (8, 4)):
-        for name in ("INTERPRETED", "DEFAULT"):
-            chosen = dataclasses.replace(getattr(config, name), block=block * config.TILE, num_warps=warps)
-            monkeypatch.setattr(config, name, chosen)
+        launched_with(block=block * config.TILE, num_warps=warps)
         results.append(run(call))
     assert_same(results[1], results[0])
     assert_same(results[2], results[0])
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocks_are_small_on_a_device_with_a_file_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastflow.kernels import config
+
+    monkeypatch.setattr(config, "_own", lambda device: config.Config(block=8 * config.TILE, num_warps=8))
+    assert config.for_device("NVIDIA H200") == config.Config(block=config.TILE, num_warps=8)
+    assert config.INTERPRETED.block == config.TILE
 
 
 def test_rows_with_strides() -> None:
