@@ -41,6 +41,9 @@ class Form:
 
 SCORED, SEEN = ("next_sample", "log_prob"), ("next_sample", "log_prob", "clean")
 BASE = Form("fp32, counter noise: next_sample, log_prob", F32, "counter", SCORED, baselines.moved)
+FLAGGED = Form(
+    "fp32, counter noise: + flags", F32, "counter", (*SCORED, "flags")
+)  # as rollouts ask: finite or not, by row
 CLEAN = Form("fp32, counter noise: + clean", F32, "counter", SEEN, baselines.guided_transition)
 DENSE = Form("fp32, counter noise: + clean, ode_next", F32, "counter", (*SEEN, "ode_next"), baselines.dense)
 GIVEN = Form("fp32, noise given: + clean", F32, "given", SEEN, baselines.guided_transition)
@@ -48,22 +51,27 @@ REPLAY = Form("fp32, replay: log_prob", F32, "replay", ("log_prob",))
 NARROW = Form("bf16, counter noise: + clean", BF16, "counter", SEEN)
 NARROW_GIVEN = Form("bf16, noise given: + clean", BF16, "given", SEEN)
 NARROW_REPLAY = Form("bf16, replay: log_prob", BF16, "replay", ("log_prob",))
-FORMS = (BASE, CLEAN, DENSE, GIVEN, REPLAY, NARROW, NARROW_GIVEN, NARROW_REPLAY)
+FORMS = (BASE, FLAGGED, CLEAN, DENSE, GIVEN, REPLAY, NARROW, NARROW_GIVEN, NARROW_REPLAY)
 
 SMALL, LARGE = (
     (24, 16, 64, 64),
     (512, 16, 64, 64),
 )  # SD3.5 at 512 px: a flow_grpo batch, and one that moves 335 to 940 MB
 VIDEO = (16, 16, 21, 60, 104)  # Wan 2.1 at 480p: rows of two million elements
-PLAN: tuple[tuple[Shape, tuple[Form, ...]], ...] = ((SMALL, FORMS), (LARGE, FORMS), (VIDEO, (BASE, REPLAY)))
+PLAN: tuple[tuple[Shape, tuple[Form, ...]], ...] = (
+    (SMALL, FORMS),
+    (LARGE, tuple(form for form in FORMS if form is not FLAGGED)),
+    (VIDEO, (BASE, FLAGGED, REPLAY)),
+)
 
 
 def specs(form: Form, shape: Shape) -> dict[str, TensorSpec]:
     """What the call must read and write."""
-    state, rows = TensorSpec(shape, form.sample), TensorSpec(shape[:1], F32)
+    state = TensorSpec(shape, form.sample)
+    rows = {"log_prob": TensorSpec(shape[:1], F32), "flags": TensorSpec(shape[:1], torch.int32)}
     given = {"velocity": BF16, "uncond": BF16, "noise": F32, "sample": form.sample, "stored": form.sample}
     read = {name: TensorSpec(shape, given[name]) for name in form.reads}
-    return {**read, **{name: rows if name == "log_prob" else state for name in form.outputs}}
+    return {**read, **{name: rows.get(name, state) for name in form.outputs}}
 
 
 def traffic(form: Form, shape: Shape) -> int:
@@ -71,12 +79,12 @@ def traffic(form: Form, shape: Shape) -> int:
 
 
 def inputs(form: Form, shape: Shape, device: torch.device, number: int = 0) -> dict[str, Any]:
-    """The tensors of set `number`, outputs full of NaN, and settings that are already on the device."""
+    """The tensors of set `number`, outputs full of what no step writes, and settings that are already on the device."""
     generator = torch.Generator(device).manual_seed(number)
     made: dict[str, Any] = {"out": {}}
     for name, spec in specs(form, shape).items():
         if name in form.outputs:
-            made["out"][name] = torch.full(spec.shape, torch.nan, dtype=spec.dtype, device=device)
+            made["out"][name] = torch.full(spec.shape, unwritten(spec.dtype), dtype=spec.dtype, device=device)
         else:
             made[name] = torch.randn(spec.shape, generator=generator, device=device).to(spec.dtype)
     sigmas = ff.sigma_schedule(STEPS, shift=SHIFT)
@@ -92,6 +100,11 @@ def inputs(form: Form, shape: Shape, device: torch.device, number: int = 0) -> d
         levels=baselines.look_up(scheduler, timestep, len(shape)),
     )
     return made
+
+
+def unwritten(dtype: torch.dtype) -> float:
+    """What an output is full of before it is written."""
+    return torch.nan if dtype.is_floating_point else -1
 
 
 def fused(form: Form, data: Inputs, backend: str) -> Call:
@@ -135,11 +148,10 @@ def check(form: Form, data: Inputs, backends: Sequence[str]) -> None:
     bound = FLOAT32 if form.sample == F32 else NETWORK_DTYPE
     for backend in backends:
         for slot in data["out"].values():
-            slot.fill_(torch.nan)
+            slot.fill_(unwritten(slot.dtype))
         for name, actual in _outputs(form, data, backend).items():
-            compare(
-                f"{name} of {backend}, {form.name}", actual, expected[name], FLOAT32 if name == "log_prob" else bound
-            )
+            allowed = {"log_prob": FLOAT32, "flags": 0.0}.get(name, bound)
+            compare(f"{name} of {backend}, {form.name}", actual, expected[name], allowed)
     if form.chain is not None:
         noise = data.get("noise")
         if noise is None:

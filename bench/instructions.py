@@ -107,10 +107,10 @@ def of_step(text: str, form: Form) -> float:
 
 
 def accesses(form: Form) -> Accesses:
-    """What a thread reads and writes for two quads of a tile, each at once, and its sums of squares."""
-    made = {"STS.128": int("log_prob" in form.outputs)}
+    """What a thread reads and writes for two quads of a tile, each at once, its sums of squares, and its mark."""
+    made = {"STS.128": int("log_prob" in form.outputs), "STS.8": int("flags" in form.outputs)}
     for name, spec in gpu_step.specs(form, (1, ELEMENTS)).items():
-        if name != "log_prob":
+        if name not in ("log_prob", "flags"):  # written by row, when the loop is over
             access = f"{'STG' if name in form.outputs else 'LDG'}.{32 * spec.dtype.itemsize}"
             made[access] = made.get(access, 0) + QUADS
     return made

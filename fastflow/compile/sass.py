@@ -1,8 +1,8 @@
 """Machine code as nvdisasm prints it: how many instructions the shortest way through a kernel or its longest loop takes.
 
 A kernel that serves several calls branches on what a call wants. Which way a call goes is told by what it must read and
-write: the global accesses of 64 bits and more, and the shared ones of 128. Ways on which narrower elements are read or written
-(the ends of rows) are other calls'. Taken together: the fewest instructions of any way with just the accesses given.
+write: the global accesses of 64 bits and more, and the shared stores of 128 and of 8. Ways on which narrower elements are read
+or written (the ends of rows) are other calls'. Taken together: the fewest instructions of any way with just the accesses given.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-Accesses = Mapping[str, int]  # {"LDG.64": 4, "STG.128": 2, "STS.128": 1}
+Accesses = Mapping[str, int]  # {"LDG.64": 4, "STG.128": 2, "STS.128": 1, "STS.8": 0}
 
 _LINE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@(!?U?P\w+)\s+)?([A-Z][\w.]*)\s*([^;]*);")
 _LABEL = re.compile(r"^\s*(\.L_x_\d+):")
@@ -28,12 +28,12 @@ class Instruction:
 
     @property
     def access(self) -> str | None:
-        """ "LDG.128" and its like; None for what tells no call from another: scalars of a row, and shared memory in small."""
+        """ "LDG.128" and its like; None for what tells no call from another: scalars of a row, and of shared memory."""
         found = _ACCESS.match(self.operation)
         if found is None:
             return None
         bits = (found[2] or "32").strip("US")
-        plain = bits in ("32",) if found[1] != "STS" else bits != "128"
+        plain = bits == "32" if found[1] != "STS" else bits not in ("8", "128")
         return None if plain else f"{found[1]}.{bits}"
 
     @property

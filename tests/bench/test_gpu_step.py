@@ -14,7 +14,7 @@ from rich.console import Console
 import fastflow as ff
 from bench import cli, gpu_cli, gpu_gradients, gpu_report, gpu_run, gpu_step, gpu_targets, timing
 from bench.gpu_run import Row, measure
-from bench.gpu_step import BASE, CLEAN, DENSE, FORMS, SMALL, Form
+from bench.gpu_step import BASE, CLEAN, DENSE, FLAGGED, FORMS, SMALL, Form
 from bench.gpu_timing import HostClock
 from bench.machine import Gpu
 from bench.registry import Mismatch
@@ -36,7 +36,8 @@ def _few_calls(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 def test_a_form_passes_its_check(form: Form, backend: str) -> None:
     data = gpu_step.inputs(form, SHAPE, CPU)
-    assert all(bool(slot.isnan().all()) for slot in data["out"].values()), "outputs start as nothing"
+    for slot in data["out"].values():  # which start as nothing that is written
+        assert bool((slot.isnan() if slot.is_floating_point() else slot == -1).all())
     with torch.no_grad():
         gpu_step.check(form, data, [backend])
 
@@ -55,6 +56,12 @@ def test_bytes_are_those_of_the_tensors(form: Form) -> None:
     data = gpu_step.inputs(form, SHAPE, CPU)
     read = sum(data[name].nbytes for name in form.reads)
     assert gpu_step.traffic(form, SHAPE) == read + sum(slot.nbytes for slot in data["out"].values())
+
+
+def test_flags_are_asked_for_where_their_cost_shows() -> None:
+    assert gpu_step.traffic(FLAGGED, SHAPE) == gpu_step.traffic(BASE, SHAPE) + 4 * SHAPE[0], "int32 by row"
+    where = [shape for shape, forms in gpu_step.PLAN if FLAGGED in forms and BASE in forms]
+    assert where == [SMALL, gpu_step.VIDEO]
 
 
 def test_large_batches_move_enough_to_be_judged() -> None:

@@ -16,9 +16,12 @@ from fastflow.backends import cuda
 
 
 def test_what_a_call_reads_and_writes() -> None:
-    assert instructions.accesses(gpu_step.CLEAN) == {"LDG.128": 2, "LDG.64": 4, "STG.128": 4, "STS.128": 1}
-    assert instructions.accesses(gpu_step.NARROW_GIVEN) == {"LDG.64": 6, "LDG.128": 2, "STG.64": 4, "STS.128": 1}
-    assert instructions.accesses(gpu_step.REPLAY) == {"LDG.128": 4, "LDG.64": 4, "STS.128": 1}
+    shared = {"STS.128": 1, "STS.8": 0}
+    assert instructions.accesses(gpu_step.CLEAN) == {"LDG.128": 2, "LDG.64": 4, "STG.128": 4, **shared}
+    assert instructions.accesses(gpu_step.NARROW_GIVEN) == {"LDG.64": 6, "LDG.128": 2, "STG.64": 4, **shared}
+    assert instructions.accesses(gpu_step.REPLAY) == {"LDG.128": 4, "LDG.64": 4, **shared}
+    base, flagged = instructions.accesses(gpu_step.BASE), instructions.accesses(gpu_step.FLAGGED)
+    assert flagged == {**base, "STS.8": 1}, "a thread leaves a mark; flags and log-probabilities are written by row"
     assert instructions.step_of(gpu_step.NARROW) == "1, 1, true, true"
     assert instructions.step_of(gpu_step.REPLAY) == "0, 1, false, true"
 
