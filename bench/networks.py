@@ -141,16 +141,26 @@ def build(spec: Spec, rows: int, device: torch.device, compiled: bool = False) -
         judge = _still(Judge(spec.vision), device, spec.dtype)
     adapter: Any = ff.models.SD3 if spec.transformer.startswith("SD3") else ff.models.Flux
     options = {} if spec.embedded is None else {"guidance_scale": spec.embedded}
-    network = torch.compile(module, dynamic=False) if compiled else module
+    if compiled:
+        compile_blocks(module)
     return Network(
         spec,
-        adapter(network, **options),
+        adapter(module, **options),
         prompts(spec, rows, device, seed=1),
         prompts(spec, rows, device, seed=2) if spec.scale is not None else None,
         lambda clean, info: vae.decode(clean.to(spec.dtype), return_dict=False)[0],
         lambda images, info: judge(images.to(spec.dtype)).float(),
         sum(p.numel() for p in module.parameters()),
     )
+
+
+def compile_blocks(module: torch.nn.Module) -> None:
+    """Its transformer blocks under torch.compile, whose code they share: a kind of block and width is compiled once, in seconds
+    where the whole network takes minutes."""
+    torch._dynamo.config.cache_size_limit = 64  # kinds of blocks times widths; beyond the limit a block runs as it is
+    for name in ("transformer_blocks", "single_transformer_blocks"):
+        for block in getattr(module, name, ()):
+            block.compile(dynamic=False)
 
 
 def prompts(spec: Spec, rows: int, device: torch.device, seed: int) -> dict[str, Tensor]:

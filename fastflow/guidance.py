@@ -50,10 +50,8 @@ class CFG:
         if not 0.0 <= low < high <= 1.0:
             raise ValueError(f"interval: wanted 0 <= low < high <= 1 in sigma, got {self.interval}")
         scale = torch.as_tensor(self.scale, dtype=torch.float64)
-        if isinstance(self.scale, (int, float)):
-            finite = math.isfinite(self.scale)  # torch.compile reads numbers, and not in every version tensors
-        else:
-            finite = bool(torch.isfinite(scale).all())
+        plain = isinstance(self.scale, (int, float))  # torch.compile reads numbers, and not in every version tensors
+        finite = math.isfinite(float(self.scale)) if plain else bool(torch.isfinite(scale).all())  # type: ignore[arg-type]
         if scale.dim() > 2 or not finite:
             raise ValueError(
                 f"scale: wanted finite numbers, scalar, [B], [T] or [T, B], got {self.scale} of shape {tuple(scale.shape)}"

@@ -59,10 +59,10 @@ class CudaGraphs:
             try:
                 body()
                 graph.capture_end()
-            except BaseException:
-                self._abandon(graph, before.device)
-                raise
-        self.live.add(graph)
+                self.live.add(graph)
+            finally:
+                if graph not in self.live:
+                    self._abandon(graph, before.device)
         return graph
 
     def _abandon(self, graph: torch.cuda.CUDAGraph, device: torch.device) -> None:

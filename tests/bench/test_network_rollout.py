@@ -143,3 +143,12 @@ def test_the_command_writes_files(model: str, tmp_path: Path, capsys: pytest.Cap
     (stages,) = csv.DictReader((tmp_path / f"stages-{model}-cpu.csv").open())
     assert (stages["git sha"], stages["model"]) == ("abc", model)
     assert (tmp_path / f"targets-{model}-cpu.csv").exists()
+
+
+def test_compiled_networks_are_compiled_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: compiled.append((self, options)))
+    network = networks.build(networks.SPECS["flux-tiny"], 1, torch.device("cpu"), compiled=True)
+    module = network.model.module  # type: ignore[attr-defined]
+    blocks = [*module.transformer_blocks, *module.single_transformer_blocks]
+    assert blocks and compiled == [(block, {"dynamic": False}) for block in blocks]
