@@ -107,7 +107,7 @@ test-gpu: $(if $(filter-out 0,$(GPU)),build/gpu.stamp) ## Triton and CUDA kernel
 	all_went_well
 
 # Each part has its time and writes as it goes, so that one which fails leaves the others' figures. --seconds count from the
-# start of the process; what is begun before they end takes at most 20 more.
+# start of the process, and leave what was begun before they are over the time to end.
 .PHONY: bench-gpu
 bench-gpu: $(if $(filter-out 0,$(GPU)),build/gpu.stamp) ## all GPU benchmarks, 9 minutes at most, compiling included; CSV files into RESULTS (bench/results)
 ifeq ($(GPU),0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -47,22 +48,42 @@ def test_every_folder_with_tests_of_a_gpu_is_run_there() -> None:
     assert "-m gpu" in parts("TEST")["rollouts"][1] and "-m gpu" not in parts("TEST")["kernels"][1]
 
 
+PARTS = {
+    "test-gpu": list(parts("TEST")),
+    "bench-gpu": list(parts("BENCH")),
+    "sanitize-gpu": ["memcheck", "racecheck"],
+}
+FAILING = [
+    ("test-gpu", "nothing", []),
+    ("test-gpu", "triton", ["kernels"]),
+    ("test-gpu", "rewards", ["rollouts"]),
+    ("bench-gpu", "nothing", []),
+    ("bench-gpu", "step", ["step"]),
+    ("bench-gpu", "rollout", ["sd3.5", "flux"]),
+    ("sanitize-gpu", "nothing", []),
+    ("sanitize-gpu", "memcheck", ["memcheck"]),
+]
+
+
 @pytest.mark.skipif(not all(map(shutil.which, ("make", "timeout"))), reason="needs make and timeout")
-@pytest.mark.parametrize("target", ["test-gpu", "bench-gpu"])
-@pytest.mark.parametrize("fails", ["", "first", "last"])
-def test_all_parts_run_and_one_that_fails_fails_the_whole(target: str, fails: str, tmp_path: Path) -> None:
-    """Run by a script in place of Python, which keeps its arguments and fails for those that hold a word."""
-    names = list(parts(target.split("-")[0].upper()))
-    word = {"": "nothing", "first": {"test-gpu": "triton", "bench-gpu": "step"}[target], "last": "rollout"}[fails]
-    wrong = {"": [], "first": names[:1], "last": [n for n in names if n in ("rollouts", "sd3.5", "flux")]}[fails]
-    stub, log = tmp_path / "python", tmp_path / "log"
+@pytest.mark.parametrize(("target", "word", "wrong"), FAILING)
+def test_all_parts_run_and_one_that_fails_fails_the_whole(
+    target: str, word: str, wrong: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run by a script in place of Python and the sanitizer, which keeps its arguments and fails for those that hold a word."""
+    stub, log = tmp_path / "compute-sanitizer", tmp_path / "log"
     stub.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in *{word}*) exit 3;; esac\n')
     stub.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     settings = ["GPU=1", "PYTHON=true", f"GPU_RUN={stub}", "GPU_SPREAD=-n 8", f"RESULTS={tmp_path}"]
     done = subprocess.run(
         ["make", "-o", "build/gpu.stamp", target, *settings], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
-    assert len(log.read_text().splitlines()) == len(names)
-    assert re.findall(r"^== (\S+)$", done.stdout, re.M) == names
+    assert len(log.read_text().splitlines()) == len(PARTS[target])
+    assert re.findall(r"^== (\S+)$", done.stdout, re.M) == PARTS[target]
     assert (done.returncode != 0) == bool(wrong)
     assert not wrong or f"make: not all went well: {' '.join(wrong)}\n" in done.stdout
+
+
+def test_every_sanitizer_has_its_time() -> None:
+    assert re.findall(r"timeout (\d+) compute-sanitizer", MAKEFILE) == ["500"]
