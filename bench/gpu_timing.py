@@ -169,9 +169,11 @@ def in_turn(calls: Sequence[Call], count: int) -> list[Call]:
 
 def _abandon(device: torch.device, pool: Any) -> None:
     """Ends the capture for the allocator too, which torch leaves undone where the driver refuses: no other could begin."""
+    end = getattr(torch._C, "_cuda_endAllocateToPool", None)  # of torch 2.8 and newer
     with suppress(RuntimeError):  # where the capture did end
-        torch._C._cuda_endAllocateToPool(device.index, pool)
-        torch._C._cuda_releasePool(device.index, pool)
+        if end is not None:
+            end(device.index, pool)
+            torch._C._cuda_releasePool(device.index, pool)
 
 
 def _distinct(calls: Sequence[Call]) -> int:

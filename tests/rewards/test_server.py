@@ -26,10 +26,11 @@ TEXTS = ["a red cube", "eine blaue Kugel", "三只猫"]
 
 @pytest.mark.parametrize("form", ["float32", "uint8"])
 def test_a_rollout_judged_elsewhere_has_the_rewards_of_one_judged_here(form: str) -> None:
-    from diffusers import AutoencoderKL
-
+    diffusers = pytest.importorskip("diffusers", reason="needs diffusers: its autoencoder decodes")
     torch.manual_seed(1)
-    vae = AutoencoderKL(latent_channels=SHAPE[0], block_out_channels=(8,), norm_num_groups=4, layers_per_block=1).eval()
+    vae = diffusers.AutoencoderKL(
+        latent_channels=SHAPE[0], block_out_channels=(8,), norm_num_groups=4, layers_per_block=1
+    ).eval()
 
     def decode(clean: Tensor, info: ff.Info) -> Tensor:
         images = (vae.decode(clean).sample / 2 + 0.5).clamp(0.0, 1.0)
