@@ -26,8 +26,9 @@ def affine(coef, column: tl.constexpr, x, v):
 
 
 @triton.jit
-def not_finite(x):
-    return (x != x) | (tl.abs(x) == float("inf"))
+def spoiled(total):
+    """1 where a sum of x * 0 met an x that is not finite, which makes it NaN; else 0."""
+    return (total != total).to(tl.int32)
 
 
 @triton.jit
@@ -128,12 +129,15 @@ def step_kernel(
         old = load(at_row(old_mean, row, old_mean_row, ALIGN) + index, inside)
         put_mean(drift, mean - old, scored, n, part, row, tiles, batch, WHOLE, TILES, LOG)
 
-    if flags is not None:
-        bad = inside & (not_finite(mean) | not_finite(value))
+    if flags is not None:  # a mean that is not finite leaves no sum with it finite; what is not there counts as 0
+        poison = value * 0.0
+        if given is not None:
+            poison += mean * 0.0
         if WHOLE:
-            tl.store(flags + row * flags_row, flag(count(bad), rows, row, sources))
+            tl.store(flags + row * flags_row, flag(spoiled(tl.sum(poison, axis=0)), rows, row, sources))
         else:
-            put_tiles(marks, tile_counts(bad, TILES, LOG), part * TILES, row, tiles, batch, TILES)
+            each = spoiled(tl.sum(tl.reshape(poison, [TILES, 1 << LOG]), axis=1))
+            put_tiles(marks, each, part * TILES, row, tiles, batch, TILES)
 
     if clean is not None:
         store(at_row(clean, row, clean_row, ALIGN) + index, affine(coef, 3, x, v), inside)
