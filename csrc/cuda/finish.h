@@ -20,8 +20,8 @@ struct FinishRows {
   struct Shared {
     alignas(16) float staged[SUMS ? SUMS : 1][STAGED];
     float sums[SUMS ? SUMS : 1];
-    int64_t counts[THREADS], count;
-    bool bads[THREADS], bad;
+    int64_t counts[THREADS], lane_counts[32];
+    bool bads[THREADS], lane_bads[32];
   };
 
   FASTFLOW_FN bool ends(const Call&) { return false; }
@@ -42,12 +42,14 @@ struct FinishRows {
         for (int i = thread; summed(call, k) && i < count; i += THREADS)
           shared.staged[k][i] = call.sums[k * call.batch * tiles + from + i];
       if (!marked(call)) return;
-      if (round == 0) shared.counts[thread] = 0, shared.bads[thread] = false;
+      int64_t scored = round ? shared.counts[thread] : 0;
+      bool bad = round && shared.bads[thread];
       for (int i = thread; i < count; i += THREADS) {
         const uint32_t mark = call.marks[from + i];
-        shared.counts[thread] += mark & ~BAD;
-        if (mark & BAD) shared.bads[thread] = true;
+        scored += mark & ~BAD;
+        bad = bad || (mark & BAD);
       }
+      shared.counts[thread] = scored, shared.bads[thread] = bad;
     } else if constexpr (PHASE == 1) {
       if (thread % 32 == 0 && thread / 32 < SUMS && summed(call, thread / 32)) {
         const int k = thread / 32;
@@ -58,18 +60,17 @@ struct FinishRows {
         for (int i = round ? 0 : 1; i < count; ++i) sum = sum + shared.staged[k][i];
         shared.sums[k] = sum;
       }
-      if (last && marked(call) && thread == THREADS - 32) {
-        shared.count = 0, shared.bad = false;
-        for (int i = 0; i < THREADS; ++i) {
-          shared.count += shared.counts[i];
-          shared.bad = shared.bad || shared.bads[i];
-        }
-      }
+      const int lane = thread - (THREADS - 32);
+      if (last && marked(call) && lane >= 0)
+        fold_marks<THREADS / 32>(shared.counts + lane, shared.bads + lane, 32, shared.lane_counts[lane],
+                                 shared.lane_bads[lane]);
     } else {
       if (!last || thread) return;
+      int64_t scored = 0;
+      bool bad = false;
+      if (marked(call)) fold_marks<32>(shared.lane_counts, shared.lane_bads, 1, scored, bad);
       if constexpr (KIND == SCORES) {
-        const bool marks = call.marked;
-        finish_row(call, row, shared.sums[0], marks ? shared.count : 0, marks && shared.bad);
+        finish_row(call, row, shared.sums[0], scored, bad);
       } else if constexpr (KIND == FACTORS) {
         call.factors[row] = rescale_factor(call.rescale, shared.sums[0], shared.sums[1]).factor;
       } else if constexpr (KIND == SLOPES) {
@@ -85,16 +86,28 @@ struct FinishRows {
             reinterpret_cast<float*>(slots[k]->data)[row * slots[k]->stride] = n == 0.0f ? 0.0f : shared.sums[k] / n;
         if (call.compared) finish_row(call, row, shared.sums[2], static_cast<int64_t>(n), false);
       } else if constexpr (KIND == MATCHING) {
-        const float n = static_cast<float>(call.mask ? shared.count : call.numel);
+        const float n = static_cast<float>(call.mask ? scored : call.numel);
         float* means = reinterpret_cast<float*>(call.means.data) + row;
         FASTFLOW_UNROLL for (int k = 0; k < SUMS; ++k) {
           const int from = k == MINUS_MEAN && !call.old_mean ? PLUS_MEAN : k;
           means[k * call.batch] = n == 0.0f || !summed(call, from) ? 0.0f : shared.sums[from] / n;
         }
       } else {
-        call.counts[row] = static_cast<float>(shared.count);
+        call.counts[row] = static_cast<float>(scored);
       }
     }
+  }
+
+ private:
+  template <int COUNT>
+  FASTFLOW_FN void fold_marks(const int64_t* counts, const bool* bads, int stride, int64_t& scored, bool& bad) {
+    int64_t sum = 0;
+    bool any = false;
+    FASTFLOW_UNROLL for (int i = 0; i < COUNT; ++i) {
+      sum += counts[i * stride];
+      any = any | bads[i * stride];
+    }
+    scored = sum, bad = any;
   }
 };
 
