@@ -79,6 +79,21 @@ FASTFLOW_FN void widen(int dtype, const Quad& quad, float* values) {
   }
 }
 
+// The two quads that a thread has of a tile, at `at` from element `first` of a row on: all of them read before one is
+// waited for.
+template <int DTYPE, class Index>
+FASTFLOW_FN void read_pair(const Tensor& t, int64_t row, int64_t first, const Index (&at)[2], bool whole,
+                           const int (&left)[2], Quad (&quads)[2]) {
+  const int dtype = DTYPE == ANY ? t.dtype : DTYPE;
+  const char* from = row_of(t, row, dtype, first);
+  FASTFLOW_UNROLL for (int h = 0; h < 2; ++h) quads[h] = read_quad<DTYPE>(dtype, from, at[h], whole, left[h]);
+}
+
+template <int DTYPE>
+FASTFLOW_FN void hold_pair(Quad (&quads)[2]) {
+  FASTFLOW_UNROLL for (int h = 0; h < 2; ++h) hold<DTYPE>(quads[h]);
+}
+
 template <class Index>
 FASTFLOW_FN void write_quad(int dtype, char* row, Index element, bool whole, int left, const float* values) {
   if (dtype == FLOAT32) {

@@ -45,18 +45,6 @@ struct MatchingErrors {
 
  private:
   template <int DTYPE>
-  FASTFLOW_METHOD void load(const Tensor& t, int64_t row, int64_t first, bool whole, Quad (&quads)[2]) const {
-    const int dtype = DTYPE == ANY ? t.dtype : DTYPE;
-    const char* from = row_of(t, row, dtype, first);
-    FASTFLOW_UNROLL for (int h = 0; h < 2; ++h) quads[h] = read_quad<DTYPE>(dtype, from, at[h], whole, left[h]);
-  }
-
-  template <int DTYPE>
-  FASTFLOW_METHOD static void wait(Quad (&quads)[2]) {
-    FASTFLOW_UNROLL for (int h = 0; h < 2; ++h) hold<DTYPE>(quads[h]);
-  }
-
-  template <int DTYPE>
   FASTFLOW_METHOD static void widen_all(const Tensor& t, const Quad (&quads)[2], float (&values)[ELEMENTS]) {
     FASTFLOW_UNROLL for (int h = 0; h < 2; ++h) widen<DTYPE>(t.dtype, quads[h], values + 4 * h);
   }
@@ -64,11 +52,11 @@ struct MatchingErrors {
   FASTFLOW_METHOD void read(const Call& call, int64_t row, int64_t first, bool whole) {
     const bool given = !DRAWN && call.given, drawn = DRAWN || (!call.given && !call.noise);
     Quad clean[2], v[2], other[2], ref[2], noise[2];
-    load<VELOCITY>(call.velocity, row, first, whole, v);
-    if (!given) load<CLEAN>(call.sample, row, first, whole, clean);
-    if (!drawn) load<ANY>(given ? call.given : call.noise, row, first, whole, noise);
-    if (call.old_mean) load<VELOCITY>(call.old_mean, row, first, whole, other);
-    if (call.ref_velocity) load<VELOCITY>(call.ref_velocity, row, first, whole, ref);
+    read_pair<VELOCITY>(call.velocity, row, first, at, whole, left, v);
+    if (!given) read_pair<CLEAN>(call.sample, row, first, at, whole, left, clean);
+    if (!drawn) read_pair<ANY>(given ? call.given : call.noise, row, first, at, whole, left, noise);
+    if (call.old_mean) read_pair<VELOCITY>(call.old_mean, row, first, at, whole, left, other);
+    if (call.ref_velocity) read_pair<VELOCITY>(call.ref_velocity, row, first, at, whole, left, ref);
     FASTFLOW_UNROLL for (int h = 0; h < 2; ++h) {
       kept[h] = 0x01010101u;
       if (call.mask)
@@ -85,8 +73,8 @@ struct MatchingErrors {
       FASTFLOW_UNROLL for (int h = 0; h < 2; ++h)
         draw_quad(quad + static_cast<uint32_t>(at[h]) / 4, key, step, call.stream, target + 4 * h);
       if (DRAWN) {
-        wait<CLEAN>(clean);
-        wait<VELOCITY>(v);
+        hold_pair<CLEAN>(clean);
+        hold_pair<VELOCITY>(v);
       }
     } else {
       widen_all<ANY>(given ? call.given : call.noise, noise, target);

@@ -64,7 +64,7 @@ inline Geometry tile_geometry(int64_t batch, int64_t numel) {
 inline Geometry token_geometry(const Call& call) {
   Geometry g;
   g.tiles = tiles_of(call.numel);
-  const int64_t blocks = ceil_div(call.groups, Tokens<2>::per_block(call.channels));
+  const int64_t blocks = ceil_div(call.groups, Tokens<SQUARES>::per_block(call.channels));
   g.spans = Divisor(blocks);
   g.blocks = call.batch * blocks;
   return g;
@@ -121,15 +121,39 @@ inline void derive(Call& call, bool backward, float* scratch) {
 // The same of the means of a matching loss. Its gradient, where masked, needs scratch_words().
 inline int64_t matching_words(int64_t batch, int64_t numel) { return batch * tiles_of(numel) * (MEAN_COUNT + 1); }
 
-template <int SUMS, class Launcher>
+template <int PURPOSE, class Launcher>
 int sum_groups(Call& call, Launcher& launcher) {
   if (call.rescale == RESCALE_TOKEN) {
     call.geometry = token_geometry(call);
-    return launcher.template run<Tokens<SUMS>>(call, call.geometry.blocks);
+    return launcher.template run<Tokens<PURPOSE>>(call, call.geometry.blocks);
   }
   call.geometry = tile_geometry(call.batch, call.numel);
-  const int error = launcher.template run<RowTiles<SUMS>>(call, call.geometry.blocks);
-  return error ? error : launcher.template run<FinishRows<SUMS == 2 ? FACTORS : SLOPES>>(call, call.batch);
+  const int error = launcher.template run<RowTiles<ANY, ANY, PURPOSE>>(call, call.geometry.blocks);
+  return error ? error : launcher.template run<FinishRows<PURPOSE == SQUARES ? FACTORS : SLOPES>>(call, call.batch);
+}
+
+template <int SAMPLE_, int VELOCITY_>
+struct Dtypes {
+  static constexpr int SAMPLE = SAMPLE_, VELOCITY = VELOCITY_;
+};
+
+// Runs what is compiled for the dtypes of a call, or for any. `plain`: the former can serve the call.
+template <class Run>
+int run_for_dtypes(const Call& call, bool plain, const Run& run) {
+  const int sample = call.sample.dtype, velocity = call.velocity.dtype;
+  if (plain && sample == FLOAT32 && velocity == FLOAT32) return run(Dtypes<FLOAT32, FLOAT32>());
+  if (plain && sample == FLOAT32 && velocity == BFLOAT16) return run(Dtypes<FLOAT32, BFLOAT16>());
+  if (plain && sample == BFLOAT16 && velocity == BFLOAT16) return run(Dtypes<BFLOAT16, BFLOAT16>());
+  return run(Dtypes<ANY, ANY>());
+}
+
+// Whether Inputs of the call's dtypes can serve it.
+inline bool uniform(const Call& call) {
+  bool same = !call.factors && call.reduce != NONE && !call.grad_drift;
+  for (const Tensor* t : {&call.given, &call.old_mean}) same = same && (!*t || t->dtype == call.sample.dtype);
+  for (const Tensor* t : {&call.ref_velocity, &call.grad_velocity, &call.grad_uncond})
+    same = same && (!*t || t->dtype == call.velocity.dtype);
+  return same;
 }
 
 template <int SAMPLE, int VELOCITY, class Launcher>
@@ -148,14 +172,14 @@ int run_step_of(const Call& call, Launcher& launcher) {
 template <class Launcher>
 int find_factors(Call& call, Launcher& launcher) {
   if (!call.factors) return 0;
-  if (const int error = sum_groups<2>(call, launcher)) return error;
+  if (const int error = sum_groups<SQUARES>(call, launcher)) return error;
   if (!call.ref_factors) return 0;
   Call reference = call;
   reference.velocity = call.ref_velocity;
   reference.uncond = call.ref_uncond;
   reference.factors = call.ref_factors;
   reference.rows = Tensor();
-  return sum_groups<2>(reference, launcher);
+  return sum_groups<SQUARES>(reference, launcher);
 }
 
 template <class Launcher>
@@ -171,7 +195,10 @@ int run_means(Call& call, Launcher& launcher) {
   if (call.mask)
     if (const int error = count_scored(call, launcher)) return error;
   call.geometry = tile_geometry(call.batch, call.numel);
-  const int error = launcher.template run<RowTiles<3, true>>(call, call.geometry.blocks);
+  const int error = run_for_dtypes(call, uniform(call), [&](auto of) {
+    using Of = decltype(of);
+    return launcher.template run<RowTiles<Of::SAMPLE, Of::VELOCITY, DIFFERENCES>>(call, call.geometry.blocks);
+  });
   return error ? error : launcher.template run<FinishRows<MEANS>>(call, call.batch);
 }
 
@@ -185,16 +212,10 @@ int run_step(Call call, float* scratch, Launcher& launcher) {
   if (call.compared) return 0;
   call.geometry = row_geometry(call.batch, call.numel);
   const bool plain = call.geometry.log_team == 8 && !call.factors;
-  const int sample = call.sample.dtype, velocity = call.velocity.dtype;
-  int error;
-  if (plain && sample == FLOAT32 && velocity == FLOAT32)
-    error = run_step_of<FLOAT32, FLOAT32>(call, launcher);
-  else if (plain && sample == FLOAT32 && velocity == BFLOAT16)
-    error = run_step_of<FLOAT32, BFLOAT16>(call, launcher);
-  else if (plain && sample == BFLOAT16 && velocity == BFLOAT16)
-    error = run_step_of<BFLOAT16, BFLOAT16>(call, launcher);
-  else
-    error = run_step_of<ANY, ANY>(call, launcher);
+  const int error = run_for_dtypes(call, plain, [&](auto of) {
+    using Of = decltype(of);
+    return run_step_of<Of::SAMPLE, Of::VELOCITY>(call, launcher);
+  });
   if (error || call.geometry.spans.divisor == 1 || !(call.reduces || call.flags)) return error;
   return launcher.template run<FinishRows<SCORES>>(call, call.batch);
 }
@@ -208,9 +229,14 @@ int run_log_prob_backward(Call call, float* scratch, Launcher& launcher) {
     if (const int error = count_scored(call, launcher)) return error;
   if (const int error = find_factors(call, launcher)) return error;
   if (call.factors)
-    if (const int error = sum_groups<3>(call, launcher)) return error;
-  call.geometry = row_geometry(call.batch, call.numel);
-  return launcher.template run<Gradient>(call, call.geometry.blocks);
+    if (const int error = sum_groups<GRADIENT>(call, launcher)) return error;
+  const bool one_tile = tiles_of(call.numel) == 1;
+  call.geometry = one_tile ? row_geometry(call.batch, call.numel) : tile_geometry(call.batch, call.numel);
+  const bool plain = call.geometry.log_team == 8 && uniform(call);
+  return run_for_dtypes(call, plain, [&](auto of) {
+    using Of = decltype(of);
+    return launcher.template run<Gradient<Of::SAMPLE, Of::VELOCITY>>(call, call.geometry.blocks);
+  });
 }
 
 // Whether noise is drawn for a float32 clean sample and velocities in bfloat16.

@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sums over rows, and over the groups of a rescaled guidance: of the squares of the velocity and of the guided one
-// (SUMS = 2, for the factor), and of gradient * guided (SUMS = 3, for the slopes).
+// (SQUARES, for the factor), and of gradient * guided (GRADIENT, for the slopes).
 #pragma once
 
 #include "gradient.h"
 
 namespace fastflow {
 
-template <int SUMS>
-FASTFLOW_FN void read_terms(const Call& call, const RowScalars& s, const RowSlopes& slopes, int64_t row,
-                            int64_t element, bool whole, int left, float (&terms)[SUMS][4]) {
+// What is summed of half h; 0 where there is no element.
+template <int SAMPLE, int VELOCITY, int PURPOSE, int SUMS>
+FASTFLOW_FN void make_terms(const Call& call, const Inputs<SAMPLE, VELOCITY, PURPOSE>& in, int h, const RowScalars& s,
+                            const RowSlopes& slopes, float (&terms)[SUMS][4]) {
+  const int left = in.left[h];
   float v[4], guided[4];
-  read_guided(call, s, row, element, whole, left, v, guided);
-  if constexpr (SUMS == 3) {
+  in.guide(call, s, h, v, guided);
+  if constexpr (PURPOSE == GRADIENT) {
     float factor[4], gradient[4];
-    read_gradient(call, s, slopes, row, element, whole, left, guided, factor, gradient);
+    make_gradient(call, in, h, s, slopes, guided, factor, gradient);
     FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[2][i] = i < left ? gradient[i] * guided[i] : 0.0f;
   }
   FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) {
@@ -24,35 +26,38 @@ FASTFLOW_FN void read_terms(const Call& call, const RowScalars& s, const RowSlop
 }
 
 // Squares of what shift and drift are the means of, and those of a replay's score; 0 where an element is not scored.
-FASTFLOW_FN void read_differences(const Call& call, const RowScalars& s, int64_t row, int64_t element, bool whole,
-                                  int left, float (&terms)[3][4]) {
+template <int SAMPLE, int VELOCITY>
+FASTFLOW_FN void make_terms(const Call& call, const Inputs<SAMPLE, VELOCITY, DIFFERENCES>& in, int h,
+                            const RowScalars& s, const RowSlopes&, float (&terms)[3][4]) {
   float v[4], guided[4], other[4], mean[4], factor[4];
   FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[0][i] = terms[1][i] = terms[2][i] = 0.0f;
-  read_guided(call, s, row, element, whole, left, v, guided);
-  if (call.factors) rescale_quad(call, call.factors, row, element, left, guided, factor);
+  in.guide(call, s, h, v, guided);
+  if (in.rescaled(call)) in.rescale(call, call.factors, h, guided, factor);
   if (call.shift) {
-    read_reference(call, s, row, element, whole, left, other);
+    in.guide_reference(call, s, h, other);
     FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[0][i] = guided[i] - other[i];
   }
-  if (call.drift || call.compared) read_mean(call, s, row, element, whole, left, guided, mean);
+  if (call.drift || call.compared) in.make_mean(call, s, h, guided, mean);
   if (call.drift) {
-    read_values(call.old_mean, row, element, whole, left, other);
+    widen<SAMPLE>(call.old_mean.dtype, in.old[h], other);
     FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[1][i] = mean[i] - other[i];
   }
   if (call.compared) {
-    read_values(call.given, row, element, whole, left, other);
+    widen<SAMPLE>(call.given.dtype, in.given[h], other);
     FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[2][i] = other[i] - mean[i];
   }
   FASTFLOW_UNROLL for (int k = 0; k < 3; ++k) {
     FASTFLOW_UNROLL for (int i = 0; i < 4; ++i) terms[k][i] = terms[k][i] * terms[k][i];
-    drop_unscored(call, row, element, whole, left, terms[k]);
+    in.drop_unscored(h, terms[k]);
   }
 }
 
 // The sums of one tile per block: of a clamped row's group, which is the row, or of DIFFERENCES.
-template <int SUMS, bool DIFFERENCES = false>
+template <int SAMPLE, int VELOCITY, int PURPOSE>
 struct RowTiles {
-  static constexpr int PHASES = 3, FIRST_OF_ONE_WARP = 2, BLOCKS = 4;
+  static constexpr int SUMS = PURPOSE == SQUARES ? 2 : 3;
+  static constexpr int PHASES = 3, FIRST_OF_ONE_WARP = 2;
+  static constexpr int BLOCKS = PURPOSE == SQUARES ? 4 : SAMPLE == ANY ? 2 : VELOCITY == FLOAT32 ? 3 : 4;
   struct Shared {
     alignas(16) float values[SUMS][TILE / 2];
     float lanes[SUMS][32];
@@ -64,17 +69,13 @@ struct RowTiles {
   FASTFLOW_FN void phase(const Call& call, uint32_t block, int thread, int64_t, Shared& shared) {
     const Place at = place_of<false>(call.geometry, block, thread);
     if constexpr (PHASE == 0) {
+      Inputs<SAMPLE, VELOCITY, PURPOSE> in(call, at.row);
+      in.read(call, at.tile * TILE, thread, THREADS);
       const RowScalars s(call, at.row);
-      const RowSlopes slopes = SUMS == 3 && !DIFFERENCES ? slopes_of(call, s, at.row) : RowSlopes();
+      const RowSlopes slopes = PURPOSE == GRADIENT ? slopes_of(call, s, at.row) : RowSlopes();
+      in.wait();
       float terms[2][SUMS][4];
-      FASTFLOW_UNROLL for (int h = 0; h < 2; ++h) {
-        const int64_t element = at.tile * TILE + 4 * (h * THREADS + thread);
-        const int left = quad_left(call.numel, element);
-        if constexpr (DIFFERENCES)
-          read_differences(call, s, at.row, element, left >= call.quad, left, terms[h]);
-        else
-          read_terms<SUMS>(call, s, slopes, at.row, element, left >= call.quad, left, terms[h]);
-      }
+      FASTFLOW_UNROLL for (int h = 0; h < 2; ++h) make_terms(call, in, h, s, slopes, terms[h]);
       FASTFLOW_UNROLL for (int k = 0; k < SUMS; ++k)
         FASTFLOW_UNROLL for (int i = 0; i < 4; ++i)
           shared.values[k][4 * thread + i] = terms[0][k][i] + terms[1][k][i];
@@ -92,8 +93,9 @@ constexpr int MAX_CHANNELS = 2 * TILE;
 
 // Tokens: a block takes as many of a row's as fill a tile, each padded to a power of two of channels. Values lie
 // channel by channel where that is how they are read (inner == 1), token by token otherwise.
-template <int SUMS>
+template <int PURPOSE>
 struct Tokens {
+  static constexpr int SUMS = PURPOSE == SQUARES ? 2 : 3;
   static constexpr int PHASES = 5, FIRST_OF_ONE_WARP = PHASES, BLOCKS = 4;
   struct Shared {
     float values[SUMS][TILE];
@@ -116,7 +118,7 @@ struct Tokens {
     const int64_t first = static_cast<int64_t>(block - row * blocks) * tokens;
     if constexpr (PHASE == 0) {
       const RowScalars s(call, row);
-      const RowSlopes slopes = SUMS == 3 ? slopes_of(call, s, row) : RowSlopes();
+      const RowSlopes slopes = PURPOSE == GRADIENT ? slopes_of(call, s, row) : RowSlopes();
       for (int i = thread; i < TILE; i += THREADS) {
         const int token = call.inner == 1 ? i >> log : i & (tokens - 1);
         const int channel = call.inner == 1 ? i & ((1 << log) - 1) : i >> (11 - log);
@@ -146,22 +148,22 @@ struct Tokens {
   // The terms of one channel, with those of the channel a tile further on added.
   FASTFLOW_FN void leaf(const Call& call, const RowScalars& s, const RowSlopes& slopes, int64_t row, int64_t token,
                         int channel, int at, Shared& shared) {
-    float values[SUMS][2] = {};
     const int64_t slab = call.by_inner.quotient(token);
     const int64_t origin = slab * call.channels * call.inner + (token - slab * call.inner);
+    float terms[2][SUMS][4] = {};
+    Inputs<ANY, ANY, PURPOSE> in(call, row);
     FASTFLOW_UNROLL for (int j = 0; j < 2; ++j) {
       const int64_t c = channel + j * TILE;
       if (token >= call.groups || c >= call.channels) continue;
-      float terms[SUMS][4];
-      read_terms<SUMS>(call, s, slopes, row, origin + c * call.inner, false, 1, terms);
-      FASTFLOW_UNROLL for (int k = 0; k < SUMS; ++k) values[k][j] = terms[k][0];
+      in.read_one(call, origin + c * call.inner);
+      make_terms(call, in, 0, s, slopes, terms[j]);
     }
-    FASTFLOW_UNROLL for (int k = 0; k < SUMS; ++k) shared.values[k][at] = values[k][0] + values[k][1];
+    FASTFLOW_UNROLL for (int k = 0; k < SUMS; ++k) shared.values[k][at] = terms[0][k][0] + terms[1][k][0];
   }
 
   FASTFLOW_FN void finish(const Call& call, int64_t group, const float (&sums)[SUMS]) {
     const RescaleFactor factor = rescale_factor(call.rescale, sums[0] + 0.0f, sums[1] + 0.0f);
-    if constexpr (SUMS == 2) {
+    if constexpr (PURPOSE == SQUARES) {
       call.factors[group] = factor.factor;
     } else {
       const RescaleSlopes slopes = rescale_slopes(factor, sums[0] + 0.0f, sums[1] + 0.0f, sums[2] + 0.0f);

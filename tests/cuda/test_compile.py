@@ -21,7 +21,7 @@ from tests.cuda.conftest import ROOT
 
 NVCC = _nvcc.find()
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
-KERNELS = 34
+KERNELS = 40
 ARCHS = pytest.mark.parametrize("arch", _nvcc.TESTED_ARCHS)
 
 
@@ -102,8 +102,9 @@ def test_nothing_spills(arch: str, assembled: Callable[[str], tuple[Path, list[_
     for kernel in listed:
         name = short(kernel.kernel)
         assert (kernel.spills, kernel.stack) == (0, 0), f"{name} on sm_{arch}: {kernel}"
-        hot = re.match(r"(Step|Matching\w+)<[01]", name)
-        most = 64 if hot else 80 if name.startswith("Matching") else 128
+        wide = re.match(r"Matching\w+<3|(Gradient|RowTiles)<0, 0", name)  # all that a thread reads may be float32
+        hot = re.match(r"(Step|Matching\w+|Gradient|RowTiles)<[01]", name)
+        most = 80 if wide else 64 if hot else 128
         assert kernel.registers <= most, f"{name} on sm_{arch} keeps too few blocks resident: {kernel}"
 
 
@@ -140,7 +141,7 @@ def test_fused_operations_in_machine_code_stand_in_roots_and_divisions(
     def count(name: str, operation: str) -> int:
         return len(re.findall(rf"\s{operation}[. ]", code[name]))
 
-    for name in ("RowTiles<2, 0>", "RowTiles<3, 1>", "CountTiles", "FinishRows<3>"):
+    for name in ("RowTiles<3, 3, 0>", "RowTiles<0, 1, 2>", "RowTiles<3, 3, 2>", "CountTiles", "FinishRows<3>"):
         assert count(name, "FFMA") == 0, name
     for dtypes in ("0, 0", "0, 1", "1, 1"):
         for guided in (0, 1):
@@ -198,12 +199,47 @@ def test_quads_are_read_and_written_at_once(
 ) -> None:
     for name, code in machine_code(assembled(arch)[0]).items():
         reads = len(re.findall(r"LDG\.E\.128|LDG\.E\.ENL2\.128", code))
-        if name.startswith("Step<0, 0") or name == "Gradient":
+        if name.startswith("Step<0, 0"):
             assert reads >= (6 if name.endswith(", 1>") else 4), f"{name}: {reads} reads of 16 bytes"
+        if name.startswith("Gradient") and "1, 1" not in name:
+            assert reads >= (4 if "0, 1" in name else 12), f"{name}: {reads} reads of 16 bytes"
         if name.startswith("Matching"):
             assert reads >= (2 if "<0" in name else 6), f"{name}: {reads} reads of 16 bytes"
-        if name.startswith(("Step", "Gradient", "MatchingGradient<3")):
+        if name.startswith(("Step", "Gradient<0, 0", "Gradient<3", "MatchingGradient<3")):
             assert len(re.findall(r"STG\.E\.128", code)) >= 2, name
+
+
+@ARCHS
+def test_a_thread_reads_its_quads_before_it_uses_one(
+    arch: str, assembled: Callable[[str], tuple[Path, list[_nvcc.Resources]]]
+) -> None:
+    """Two quads of each input that a call may have. Without dtypes, each stands there for 64 bits and for 128."""
+    code = machine_code(assembled(arch)[0])
+    inputs = {"Gradient": 6, "RowTiles<0, 0, 2>": 7, "RowTiles<0, 1, 2>": 7, "RowTiles<1, 1, 2>": 7}
+    inputs |= {"Gradient<3": 14, "RowTiles<3, 3, 0": 4, "RowTiles<3, 3, 1": 14, "RowTiles<3, 3, 2": 14}
+    for name in code:
+        wanted = 2 * max((count for start, count in inputs.items() if name.startswith(start)), default=0)
+        assert reads_at_once(code[name]) >= wanted, f"{name} on sm_{arch}: wanted {wanted} reads before one is used"
+
+
+def reads_at_once(code: str) -> int:
+    """The most reads of 64 or 128 bits in a row, as the code stands, before an instruction takes what one of them brought."""
+    most = found = 0
+    awaited: set[int] = set()
+    for operation, operands in re.findall(r"\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*([^;]*);", code):
+        target, _, sources = operands.partition(",")
+        used = operands if operation.startswith("ST") else sources
+        if awaited & {int(number) for number in re.findall(r"\bR(\d+)", used)}:
+            found, awaited = 0, set()
+        made = re.match(r"R(\d+)", target)
+        wide = re.match(r"LDG\b.*\.(64|128)$", operation.removesuffix(".CONSTANT"))
+        if made and wide:
+            awaited |= set(range(int(made[1]), int(made[1]) + int(wide[1]) // 32))
+            found += 1
+            most = max(most, found)
+        elif made:
+            awaited.discard(int(made[1]))
+    return most
 
 
 def test_the_launches_compile(tmp_path: Path) -> None:
