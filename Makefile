@@ -47,7 +47,9 @@ demo: $(VENV)/demo.stamp ## dense-reward rollout of real handwritten digits, wit
 .PHONY: test
 test: $(VENV)/dev.stamp ## lint, types, all tests and a short demo: what CI runs
 	@rm -rf $(LOG)
-	@$(MAKE) lint types test-demo test-package test-triton test-compile $(if $(filter-out 0,$(GPU)),test-gpu) test-unit
+	@$(MAKE) -j2 -O lint types test-demo
+	@$(MAKE) -j2 -O test-package test-compile
+	@$(MAKE) test-triton $(if $(filter-out 0,$(GPU)),test-gpu) test-unit
 	$(call say,passed)
 	@tail -qn 1 $(LOG)/*.log
 

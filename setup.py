@@ -20,8 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # which reads pyproject.toml's license otherwise, in many words
+    raise SystemExit(
+        f"setuptools {setuptools.__version__} is too old: wanted 77 or newer; pip install --upgrade setuptools"
+    )
 
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("FASTFLOW_BUILD", "1")  # "0", "1" or "require"

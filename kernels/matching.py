@@ -83,13 +83,13 @@ def matching_kernel(
         else:
             put_tiles(counts, tile_counts(scored, TILES, LOG), part * TILES, row, tiles, batch, TILES)
     b = tl.cast(beta, tl.float32)
-    plus = b * own + (1.0 - b) * old
+    plus = b * own + (1.0 - b) * old  # these first: they need both errors and more, and sm_100 spilled with them last
+    put_row_mean(sums, 3, tl.abs(plus), scored, n, part, row, tiles, batch, WHOLE, TILES, LOG)
     minus = (1.0 + b) * old - b * own
+    put_row_mean(sums, 4, tl.abs(minus), scored, n, part, row, tiles, batch, WHOLE, TILES, LOG)
     put_row_mean(sums, 0, own * own, scored, n, part, row, tiles, batch, WHOLE, TILES, LOG)
     put_row_mean(sums, 1, old * old, scored, n, part, row, tiles, batch, WHOLE, TILES, LOG)
     put_row_mean(sums, 2, own * old, scored, n, part, row, tiles, batch, WHOLE, TILES, LOG)
-    put_row_mean(sums, 3, tl.abs(plus), scored, n, part, row, tiles, batch, WHOLE, TILES, LOG)
-    put_row_mean(sums, 4, tl.abs(minus), scored, n, part, row, tiles, batch, WHOLE, TILES, LOG)
     put_row_mean(sums, 5, shift * shift, scored, n, part, row, tiles, batch, WHOLE, TILES, LOG)
 
 

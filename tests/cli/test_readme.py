@@ -1,4 +1,4 @@
-"""The commands that README.md and `--help` show are commands."""
+"""The commands that README.md, docs/gpu.md and `--help` show are commands."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from fastflow.cli.request import Request
 from tests.packaging.repository import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ON_GPUS = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
@@ -40,6 +41,6 @@ def test_an_example_is_understood(fastflow, monkeypatch: pytest.MonkeyPatch, tmp
     assert len(requests) == 1
 
 
-@pytest.mark.parametrize("target", sorted({line.split()[1] for line in lines(README, "make ")}))
+@pytest.mark.parametrize("target", sorted({line.split()[1] for line in lines(README + ON_GPUS, "make ")}))
 def test_a_make_target_is_there(target: str) -> None:
     assert re.search(rf"^{re.escape(target)}:.*## ", MAKEFILE, re.M)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
+import os
 import shutil
 import subprocess
 import sysconfig
@@ -26,11 +28,18 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> Any:
     if compiler is None:
         pytest.skip("needs a C++ compiler")
     pybind11 = pytest.importorskip("pybind11", reason="needs pybind11")
-    target = tmp_path_factory.mktemp("emulator") / "_emulated.so"
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # which all processes of a run share
+    target = folder / "_emulated.so"
     includes = (f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include")))
     sources = (ROOT / "tests" / "cuda" / "emulator.cpp", ROOT / "csrc" / "cuda" / "binding.cpp")
-    command = (compiler, *FLAGS, "-DFASTFLOW_MODULE=_emulated", *includes, *map(str, sources), "-o", str(target))
-    subprocess.run(command, check=True)
+    command = (compiler, *FLAGS, "-DFASTFLOW_MODULE=_emulated", *includes, *map(str, sources))
+    with (folder / "emulator.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            subprocess.run((*command, "-o", f"{target}.part"), check=True)
+            Path(f"{target}.part").rename(target)
     specification = importlib.util.spec_from_file_location("_emulated", target)
     assert specification is not None and specification.loader is not None
     module = importlib.util.module_from_spec(specification)

@@ -62,7 +62,7 @@ class _Compiled:
         return launch
 
 
-@pytest.fixture(params=[80, 90, 120], ids=lambda arch: f"sm_{arch}")
+@pytest.fixture(params=[80, 120], ids=lambda arch: f"sm_{arch}")
 def assembly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """PTX of every kernel that the test has launched, by name."""
     made: dict[str, str] = {}
