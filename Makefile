@@ -38,7 +38,7 @@ say = @echo '== $(1)'
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: $(VENV)/demo.stamp ## dense-reward rollout of real handwritten digits, with pictures and a report under out/
@@ -104,8 +104,8 @@ build/gpu.stamp: $(SOURCES)
 test-gpu: $(if $(filter-out 0,$(GPU)),build/gpu.stamp) ## Triton and CUDA kernels and rollouts on an NVIDIA GPU, with .venv or PYTHON as it is
 	@test $(GPU) -gt 0 || { echo 'make: no NVIDIA GPU here'; exit 1; }
 	@$(PARTS); \
-	run kernels $(call TEST_GPU,310,$(GPU_SPREAD) tests/triton tests/cuda --ignore=tests/cuda/test_compile.py); \
-	run rollouts $(call TEST_GPU,180,-m gpu tests/rollout tests/rewards tests/dynamics); \
+	run kernels $(call TEST_GPU,290,$(GPU_SPREAD) tests/triton tests/cuda --ignore=tests/cuda/test_compile.py); \
+	run rollouts $(call TEST_GPU,160,-m gpu tests/rollout tests/rewards tests/dynamics); \
 	all_went_well
 
 # Each part has its time and writes as it goes, so that one which fails leaves the others' figures. --seconds count from the
@@ -118,10 +118,10 @@ else
 	@$(PARTS); \
 	run step $(call BENCH_GPU,140,step --seconds 120); \
 	run log_prob_backward $(call BENCH_GPU,35,log_prob_backward --seconds 25); \
-	run sd3.5 $(call BENCH_GPU,205,rollout --model sd3.5-medium-shape --rows 8 --repeats 3 --seconds 190); \
+	run sd3.5 $(call BENCH_GPU,190,rollout --model sd3.5-medium-shape --rows 8 --repeats 3 --seconds 175); \
 	run policy $(call BENCH_GPU,25,policy --seconds 15); \
 	run matching $(call BENCH_GPU,25,matching --seconds 15); \
-	run flux $(call BENCH_GPU,65,rollout --model flux-shape --rows 1 --repeats 1 --seconds 55 --no-graphs); \
+	run flux $(call BENCH_GPU,60,rollout --model flux-shape --rows 1 --repeats 1 --seconds 50 --no-graphs); \
 	all_went_well
 endif
 
@@ -130,7 +130,7 @@ bench-gpu-compiled: $(if $(filter-out 0,$(GPU)),build/gpu.stamp) ## the dense ro
 ifeq ($(GPU),0)
 	@$(NO_GPU)
 else
-	@$(call BENCH_GPU,490,rollout --model sd3.5-medium-shape --rows 8 --repeats 5 --seconds 460 --compile)
+	@$(call BENCH_GPU,470,rollout --model sd3.5-medium-shape --rows 8 --repeats 5 --seconds 440 --compile)
 endif
 
 .PHONY: sanitize-gpu

@@ -114,7 +114,7 @@ def run_op(console: Console, arguments: argparse.Namespace) -> None:
     if arguments.results is not None and rows:
         console.print(f"[dim]written to {arguments.results}[/dim]", highlight=False)
     if failures:
-        raise Failed(f"{len(failures)} times there were no figures: {'; '.join(failures)}")
+        raise Failed(f"no figures of {len(failures)}: {'; '.join(failures)}")
 
 
 def _first_line(error: BaseException) -> str:

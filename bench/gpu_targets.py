@@ -19,6 +19,7 @@ EAGER = {step.BASE.name: 12.0, step.DENSE.name: 10.0}
 LAUNCHED = 10.0
 COMPILED = {step.BASE.name: 1.5, step.CLEAN.name: 1.5, step.DENSE.name: 1.5, step.GIVEN.name: 1.0}
 GRADIENT_SHARE, POLICY_EAGER, MEMORY_SLACK = 0.90, 5.0, 1.01
+LOOP = " in its loop"  # what is counted of a CUDA kernel
 NETWORK_OVERHEAD, SEQUENTIAL, SEQUENTIAL_SATURATED = 0.02, 1.25, 1.18
 
 
@@ -46,7 +47,11 @@ def _of(row: Row) -> Iterator[Verdict]:
 
 def _step(row: Row, where: str, large: bool, moved: float) -> Iterator[Verdict]:
     if large and row.case in SHARES:
-        issued = "" if row.instructions is None else f" ({row.instructions:.1f} instructions an element)"
+        issued = (
+            ""
+            if row.instructions is None
+            else f" ({row.instructions:.1f} instructions an element{LOOP if row.backend == 'cuda' else ''})"
+        )
         yield Verdict(f"{where}{issued}: of copy", moved, SHARES[row.case], "")
     if row.shape != step.SMALL:
         return

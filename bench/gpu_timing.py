@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
+
+from fastflow.rollout.cuda_graphs import end_routing
 
 from .timing import Call
 
@@ -76,7 +77,7 @@ class CudaClock:
                     cause = error
                     raise
         except RuntimeError as error:
-            _abandon(self.device, pool)
+            end_routing(self.device, pool)
             raise (error if cause is None else cause) from None  # the end of a broken capture has words of its own
         finally:
             cause = None  # or the error would hold this frame, and the frame the error
@@ -165,15 +166,6 @@ def calls_for(nbytes: int, sets: int) -> int:
 def in_turn(calls: Sequence[Call], count: int) -> list[Call]:
     """`count` calls, one after the other from the given ones, again and again."""
     return [calls[number % len(calls)] for number in range(count)]
-
-
-def _abandon(device: torch.device, pool: Any) -> None:
-    """Ends the capture for the allocator too, which torch leaves undone where the driver refuses: no other could begin."""
-    end = getattr(torch._C, "_cuda_endAllocateToPool", None)  # of torch 2.8 and newer
-    with suppress(RuntimeError):  # where the capture did end
-        if end is not None:
-            end(device.index, pool)
-            torch._C._cuda_releasePool(device.index, pool)
 
 
 def _distinct(calls: Sequence[Call]) -> int:

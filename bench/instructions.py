@@ -66,7 +66,7 @@ def _triton(target: targets.Target, forms: Sequence[Form], work: Path, chosen: c
     for entry in entries:
         if entry["kernel"] != "step_kernel" or entry["block"] != chosen.block or entry["warps"] != chosen.num_warps:
             continue
-        binary = next((work / "triton" / f"sm_{target.number}" / entry["folder"]).glob("*.cubin"))
+        binary = work / "triton" / f"sm_{target.number}" / entry["folder"] / "step_kernel.cubin"
         (text,) = resources.disassembled(binary).values()
         fewest = Code.read(text).fewest()
         if fewest is not None:
@@ -75,7 +75,7 @@ def _triton(target: targets.Target, forms: Sequence[Form], work: Path, chosen: c
 
 
 def _cuda(target: targets.Target, forms: Sequence[Form], work: Path) -> list[Count]:
-    """Of one round of the loop over a block's tiles; what comes before and after it is shared by up to eight of them."""
+    """Of one round of the loop over a block's tiles; what comes before and after it is shared by up to four of them."""
     path = cuda.module_path()
     if path is None:
         raise CompileError(
@@ -88,6 +88,11 @@ def _cuda(target: targets.Target, forms: Sequence[Form], work: Path) -> list[Cou
     code = resources.disassembled(held[target.name])
     named = zip(nvcc_aot.names(list(code)), code.values(), strict=True)
     kernels = {variant: text for (kernel, variant), text in named if kernel == "Step"}
+    missing = {step_of(form) for form in forms} - set(kernels)
+    if missing:
+        raise CompileError(
+            f"{path.name} names no kernel Step<{missing.pop()}>; c++filt (binutils) is wanted to read the names"
+        )
     return [Count("cuda", form, of_step(kernels[step_of(form)], form)) for form in forms]
 
 
@@ -124,7 +129,8 @@ def run(console: Console, arguments: argparse.Namespace) -> None:
         raise ValueError(f"backend: wanted triton, cuda or both, by comma, got {', '.join(map(repr, unknown))}")
     found = count(arguments.arch, names)
     made = plain_table(f"instructions an element, {arguments.arch}")
-    for title in ("case", *names, "bytes"):
+    titles = {"cuda": "cuda, its loop", "triton": "triton, whole"}
+    for title in ("case", *(titles[name] for name in names), "bytes"):
         made.add_column(title, justify="left" if title == "case" else "right")
     for form in FORMS:
         own = {each.backend: f"{each.instructions:.1f}" for each in found if each.form == form}

@@ -33,7 +33,7 @@ inline int64_t scratch_words(bool backward, int64_t batch, int64_t numel, int64_
 // What a GPU holds at a time: 4 blocks on each of 132 multiprocessors, an H100's or H200's.
 constexpr int64_t RESIDENT = 528, WAVES = 6;
 
-// Tiles of a block: they share what its threads do before and after their loop over them, some fifth of a tile's work.
+// Tiles of a block: they share what its threads do before and after their loop over them, a fifth of a tile's work or more.
 // At least WAVES times what a GPU holds stays to be spread.
 inline int span_of(int64_t tiles) { return tiles >= 4 * WAVES * RESIDENT ? 4 : tiles >= 2 * WAVES * RESIDENT ? 2 : 1; }
 

@@ -36,8 +36,8 @@ def is_row_contiguous(t: Tensor) -> bool:
 
 
 def rows(t: Tensor) -> Tensor:
-    """The tensor itself if its rows are contiguous, else a contiguous copy."""
-    return t if is_row_contiguous(t) else t.contiguous()
+    """The tensor itself if its rows are contiguous and memory holds its values, else a copy."""
+    return t.resolve_neg() if is_row_contiguous(t) else t.contiguous()
 
 
 def state(sample: Any) -> Tensor:

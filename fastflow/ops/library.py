@@ -88,7 +88,7 @@ def step_out(*arguments: Any) -> None:
 
 
 def _watched() -> bool:
-    """Whether a tracer, a mode, a transform or a profiler is to see operators."""
+    """Whether a tracer, a dispatch mode, a transform or a profiler is to see operators."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import CellType
 from typing import Any, NamedTuple
 
 import torch
@@ -196,12 +197,15 @@ def _identity(model: Any) -> Any:
     return id(module), type(model), casts, getattr(module, "training", None), _addresses(module)
 
 
-def _addresses(module: Any) -> int | None:
-    """One number for where a module's weights lie, which a graph reads from; None for what is no module."""
-    if not isinstance(module, torch.nn.Module):
-        return None
-    held = (*module.parameters(), *module.buffers())
-    return hash(tuple(t.data_ptr() if type(t) in (Tensor, torch.nn.Parameter) else id(t) for t in held))
+def _addresses(network: Any) -> int:
+    """One number for where the weights lie that can be seen from a network: a module's, or those that a function or an object
+    holds. A graph reads them there."""
+    cells = getattr(network, "__closure__", None) or ()
+    held = [cell.cell_contents for cell in cells if cell != CellType()]
+    held += [network, getattr(network, "__self__", None), *getattr(network, "__dict__", {}).values()]
+    modules = [m for m in (getattr(h, "module", h) for h in held) if isinstance(m, torch.nn.Module)]
+    weights = [t for module in modules for t in (*module.parameters(), *module.buffers())]
+    return hash(tuple(t.data_ptr() if type(t) in (Tensor, torch.nn.Parameter) else id(t) for t in weights))
 
 
 def _shape(tree: Any) -> list[Any]:

@@ -46,33 +46,49 @@ class CudaGraphs:
         if not self.live:  # torch takes no handle again whose graphs are all gone
             self.pool = torch.cuda.graph_pool_handle()
         self.stream.wait_stream(before)
-        with torch.cuda.stream(self.stream):
-            body()  # libraries choose algorithms and allocate their workspaces
-            with _refusing_to_wait():
-                body()
-        before.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                body()  # libraries choose algorithms and allocate their workspaces
+                with _refusing_to_wait():
+                    body()
+        finally:
+            before.wait_stream(self.stream)  # what was begun reads memory that is freed next
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self.stream):  # torch.cuda.graph would not leave it after a capture that fails
-            graph.capture_begin(self.pool, capture_error_mode="thread_local")
             try:
+                graph.capture_begin(self.pool, capture_error_mode="thread_local")
                 body()
                 graph.capture_end()
                 self.live.add(graph)
             finally:
                 if graph not in self.live:
-                    self._abandon(graph, before.device)
+                    _abandon(graph, self.stream.device, self.pool)
         return graph
 
-    def _abandon(self, graph: torch.cuda.CUDAGraph, device: torch.device) -> None:
-        """Ends a capture that failed, and the routing of allocations to its pool, which torch up to 2.11 leaves on."""
-        with suppress(RuntimeError):
-            graph.capture_end()
-        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+
+def _abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
+    """Ends a capture that failed, on its stream, and what torch then leaves on."""
+    with suppress(RuntimeError):
+        graph.capture_end()
+    end_routing(device, pool)
+    with suppress(RuntimeError):  # the random generator counts itself captured until a capture ends well
+        another = torch.cuda.CUDAGraph()
+        another.capture_begin(torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+        torch.zeros(1, device=device)
+        another.capture_end()
+
+
+def end_routing(device: torch.device, pool: Any) -> None:
+    """Ends the routing of allocations to the pool of a capture that failed, if torch left it on, and gives the pool up."""
+    for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # the second one before torch 2.8
+        end = getattr(torch._C, name, None)
         if end is not None:
-            with suppress(RuntimeError):  # it was off already
-                end(device.index, self.pool)
+            with suppress(RuntimeError):  # where it was off
+                end(device.index, pool)
+                torch._C._cuda_releasePool(device.index, pool)
+            return
 
 
 @contextmanager

@@ -74,12 +74,8 @@ class Graphs:
         counts = Buffers(setup, torch.device("meta")).counts
         now = signature(setup, counts, backend)
         if self.arena is None or now != self.signature:
-            self.buckets, self.failed, self.shelf, self.arena = (
-                {},
-                {},
-                None,
-                None,
-            )  # memory goes before the next one's comes
+            self.buckets, self.failed = {}, {}
+            self.shelf = self.arena = None  # their memory goes before the next one's comes
             self.arena, self.signature, self.models = Arena(setup, counts), now, setup.models
         self.arena.clear()
         return self.arena

@@ -12,14 +12,20 @@ from fastflow.transfer import upload
 
 
 @pytest.mark.parametrize(
-    ("device", "capturing", "expected"),
-    [("cuda:0", False, True), ("cuda:0", True, False), ("meta", False, False)],
+    ("device", "capturing", "pinned", "expected"),
+    [
+        ("cuda:0", False, False, True),
+        ("cuda:0", True, False, False),
+        ("cuda:0", False, True, False),
+        ("meta", False, False, False),
+    ],
 )
 def test_what_may_go_on_meanwhile(
-    monkeypatch: pytest.MonkeyPatch, device: str, capturing: bool, expected: bool
+    monkeypatch: pytest.MonkeyPatch, device: str, capturing: bool, pinned: bool, expected: bool
 ) -> None:
     asked: list[Any] = []
     t = torch.arange(3)
+    monkeypatch.setattr(Tensor, "is_pinned", lambda self: pinned)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
     monkeypatch.setattr(Tensor, "to", lambda self, device, non_blocking=False: asked.append((device, non_blocking)))
     upload(t, torch.device(device))

@@ -199,4 +199,4 @@ def test_a_case_without_figures_fails_the_command(
     monkeypatch.setattr(gpu_cli, "clock_of", lambda device: HostClock())
     options = ["--device", "cuda", "--sizes", "2x4x8x8", "--backend", "reference", "--seconds", "0"]
     assert cli.main(["policy", *options]) == cli.FAILED
-    assert "1 times there were no figures: policy, 2x4x8x8" in capsys.readouterr().err
+    assert "no figures of 1: policy, 2x4x8x8" in capsys.readouterr().err

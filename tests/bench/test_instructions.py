@@ -13,6 +13,8 @@ from bench.gpu_run import Row
 from bench.timing import Times
 from fastflow import _env
 from fastflow.backends import cuda
+from fastflow.compile import nvcc_aot, resources
+from fastflow.compile.errors import CompileError
 
 
 def test_what_a_call_reads_and_writes() -> None:
@@ -38,6 +40,14 @@ def test_no_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     monkeypatch.setattr(cuda, "module_path", lambda: None)
     assert cli.main(["instructions", "--backend", "cuda"]) == cli.USAGE
     assert "FASTFLOW_CUDA=1 python setup.py build_ext --inplace" in capsys.readouterr().err
+
+
+def test_names_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cuda, "module_path", lambda: tmp_path / "_cuda.so")
+    monkeypatch.setattr(nvcc_aot, "binaries", lambda path, work: [("sm_90", path)])
+    monkeypatch.setattr(resources, "disassembled", lambda binary: {"_ZN8fastflow": ""})
+    with pytest.raises(CompileError, match=r"names no kernel Step<.*c\+\+filt"):
+        instructions.count("sm_90", ["cuda"])
 
 
 @pytest.mark.parametrize(
@@ -66,4 +76,4 @@ def test_it_stands_beside_the_share_of_the_copy() -> None:
         share_of_copy=0.9, instructions=ways[0].instructions,
     )  # fmt: skip
     (verdict,) = gpu_targets.verdicts([row])
-    assert "(82.6 instructions an element): of copy" in verdict.name and verdict.reached
+    assert "(82.6 instructions an element in its loop): of copy" in verdict.name and verdict.reached

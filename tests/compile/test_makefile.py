@@ -12,7 +12,8 @@ import pytest
 
 from tests.packaging.repository import ROOT
 
-COMPILING = 40  # seconds, for the one architecture of the GPU at hand
+COMPILING = 65  # seconds, both modules for the one architecture of the GPU at hand, on two cores
+KILLING = 10  # a part may take so long after its timeout
 LIMIT = 9 * 60
 KERNELS = {"triton", "cuda"}  # folders of tests whose devices are found at run time
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -27,7 +28,8 @@ def parts(kind: str) -> dict[str, tuple[int, str]]:
 @pytest.mark.parametrize(("kind", "count"), [("BENCH", 6), ("TEST", 2)])
 def test_the_parts_leave_time_to_compile(kind: str, count: int) -> None:
     assert len(parts(kind)) == count
-    assert sum(seconds for seconds, _ in parts(kind).values()) + COMPILING < LIMIT
+    late = KILLING * len(parts(kind)) if kind == "TEST" else 0
+    assert sum(seconds for seconds, _ in parts(kind).values()) + late + COMPILING <= LIMIT
 
 
 def test_a_benchmark_has_time_to_end_what_it_began() -> None:

@@ -257,7 +257,8 @@ def test_later_kernels_wait_for_earlier_ones(ptx: Callable[[str], Path]) -> None
 def test_noise_leaves_room_for_bandwidth(
     arch: str, assembled: Callable[[str], tuple[Path, list[_nvcc.Resources]]]
 ) -> None:
-    """A step on bfloat16 states that draws its noise has about 84 slots an element on an H200 while it moves its bytes."""
+    """A step on bfloat16 states that draws its noise has about 84 slots an element on an H200 while it moves its bytes; of
+    the loop alone, to which what a block does before and after adds."""
     try:
         listed = resources.disassembled(assembled(arch)[0])
     except CompileError as error:

@@ -154,6 +154,7 @@ class Seen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_whoever_looks_on_sees_the_operator_and_nobody_pays_for_it_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     sample, velocity = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
     at, noise = ff.FlowSDE(0.7).transitions(ff.sigma_schedule(4)).at(1), torch.randn(2, 3, 5)
@@ -177,4 +178,16 @@ def test_whoever_looks_on_sees_the_operator_and_nobody_pays_for_it_otherwise(mon
     call()
     assert len(calls) == 1, "nobody looks on"
     call(velocity.as_subclass(Named))
-    assert len(calls) == 1, "a tensor of another class"
+    torch.func.vmap(lambda t: (call(), t)[1])(velocity)
+    traced = torch.jit.trace(call, (velocity,), check_trace=False)
+    assert len(calls) == 1, "a tensor of another class, a transform, a tracer"
+    assert "fastflow::step_out" in str(traced.graph)
+
+
+def test_values_that_memory_holds_with_the_other_sign(backend: str) -> None:
+    sample, noise, turned = torch.randn(2, 3, 5), torch.randn(2, 3, 5), torch._neg_view(torch.randn(2, 3, 5))
+    found, expected = (
+        ff.step(sample, v, TRANSITIONS.at(1), noise=noise, backend=backend).next_sample
+        for v in (turned, turned.resolve_neg())
+    )
+    assert turned.is_neg() and torch.equal(found, expected)

@@ -29,8 +29,10 @@ class Cuda:
 
     def __init__(self) -> None:
         self.current, self.capturing, self.mode, self.handles = Stream(), False, 0, 0
+        self.drawing_is_captured = False  # of the random generator, until a capture ends well
         self.users: dict[int, int] = {}
         self.ended: list[Any] = []
+        self.released: list[Any] = []
         self.log: list[str] = []
 
     @contextmanager
@@ -63,13 +65,13 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
         def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
             assert state.users.get(pool, 1) > 0, "use_count > 0"
             state.users[pool] = state.users.get(pool, 0) + 1
-            self.pool, state.capturing = pool, True
+            self.pool, state.capturing, state.drawing_is_captured = pool, True, True
             state.log.append(capture_error_mode)
 
         def capture_end(self) -> None:
             if not state.capturing:
                 raise RuntimeError("operation failed due to a previous error during capture")
-            state.capturing = False
+            state.capturing = state.drawing_is_captured = False
 
         def replay(self) -> None:
             self.replays += 1
@@ -88,6 +90,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
     monkeypatch.setattr(
         torch._C, "_cuda_endAllocateToPool", lambda device, pool: state.ended.append((device, pool)), raising=False
     )
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: state.released.append(pool), raising=False)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: None)
     monkeypatch.setattr(threading, "active_count", lambda: 1)
     return state
 
@@ -135,6 +139,7 @@ def test_what_waits_is_found_before_the_capture(cuda: Cuda) -> None:
     with pytest.raises(RuntimeError, match="synchronizing"):
         CudaGraphs().capture(body, DEVICE)
     assert cuda.current is before and cuda.mode == 0 and not cuda.log and not cuda.users
+    assert before.waited == 1, "for what was begun"
 
 
 def test_other_threads_may_wait_meanwhile(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +153,7 @@ def test_other_threads_may_wait_meanwhile(cuda: Cuda, monkeypatch: pytest.Monkey
 def test_a_capture_that_fails_leaves_nothing_on(cuda: Cuda, where: str) -> None:
     def body() -> None:
         if cuda.capturing:
-            cuda.capturing = False
+            cuda.capturing = False  # as the driver does
             if where == "in the body":
                 raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -156,6 +161,8 @@ def test_a_capture_that_fails_leaves_nothing_on(cuda: Cuda, where: str) -> None:
     words = "not permitted" if where == "in the body" else "previous error during capture"
     with pytest.raises(RuntimeError, match=words):
         graphs.capture(body, DEVICE)
-    assert cuda.current is before and cuda.ended == [(0, 1)] and not graphs.live
+    assert cuda.current is before and cuda.ended == [(0, 1)] and cuda.released == [1] and not graphs.live
+    assert not cuda.capturing and not cuda.drawing_is_captured
+    handles = cuda.handles
     graphs.capture(lambda: None, DEVICE)
-    assert cuda.handles == 2, "torch takes no handle again whose graphs are all gone"
+    assert cuda.handles == handles + 1, "torch takes no handle again whose graphs are all gone"

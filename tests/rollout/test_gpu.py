@@ -160,6 +160,7 @@ def test_a_capture_that_fails_leaves_the_stream_and_the_reason(model: ff.models.
     before, graphs = torch.cuda.current_stream(), ff.Graphs()
     assert_equal(roll(reading, graphs), roll(reading))
     assert torch.cuda.current_stream() == before
+    assert torch.rand(4, device="cuda").isfinite().all(), "the generator draws"
     assert graphs.reason is not None and "captur" in graphs.reason and "previous error" not in graphs.reason
     assert_equal(roll(model, graphs), roll(model))
     assert graphs.reason is None
