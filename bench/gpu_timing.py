@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import torch
 
-from fastflow.rollout.cuda_graphs import end_routing
+from fastflow.rollout.cuda_graphs import settle
 
 from .timing import Call
 
@@ -77,7 +77,7 @@ class CudaClock:
                     cause = error
                     raise
         except RuntimeError as error:
-            end_routing(self.device, pool)
+            settle(self.device, pool)
             raise (error if cause is None else cause) from None  # the end of a broken capture has words of its own
         finally:
             cause = None  # or the error would hold this frame, and the frame the error

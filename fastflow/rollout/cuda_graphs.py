@@ -64,31 +64,26 @@ class CudaGraphs:
                 self.live.add(graph)
             finally:
                 if graph not in self.live:
-                    _abandon(graph, self.stream.device, self.pool)
+                    with suppress(RuntimeError):
+                        graph.capture_end()
+                    settle(self.stream.device, self.pool)
         return graph
 
 
-def _abandon(graph: torch.cuda.CUDAGraph, device: torch.device, pool: Any) -> None:
-    """Ends a capture that failed, on its stream, and what torch then leaves on."""
-    with suppress(RuntimeError):
-        graph.capture_end()
-    end_routing(device, pool)
-    with suppress(RuntimeError):  # the random generator counts itself captured until a capture ends well
-        another = torch.cuda.CUDAGraph()
-        another.capture_begin(torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
-        torch.zeros(1, device=device)
-        another.capture_end()
-
-
-def end_routing(device: torch.device, pool: Any) -> None:
-    """Ends the routing of allocations to the pool of a capture that failed, if torch left it on, and gives the pool up."""
+def settle(device: torch.device, pool: Any) -> None:
+    """Ends what torch may leave on after a capture into `pool` that failed."""
     for name in ("_cuda_endAllocateToPool", "_cuda_endAllocateCurrentStreamToPool"):  # the second one before torch 2.8
         end = getattr(torch._C, name, None)
         if end is not None:
-            with suppress(RuntimeError):  # where it was off
+            with suppress(RuntimeError):  # allocations no longer go there
                 end(device.index, pool)
                 torch._C._cuda_releasePool(device.index, pool)
-            return
+            break
+    with suppress(RuntimeError), torch.cuda.stream(torch.cuda.Stream(device)):
+        graph = torch.cuda.CUDAGraph()  # the random generator counts itself captured until a capture ends well
+        graph.capture_begin(torch.cuda.graph_pool_handle(), capture_error_mode="thread_local")
+        torch.zeros(1, device=device)
+        graph.capture_end()
 
 
 @contextmanager

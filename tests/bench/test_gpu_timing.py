@@ -136,12 +136,13 @@ def test_a_copy_moves_what_it_says() -> None:
 class Device:
     """What CudaClock asks of torch.cuda, on a clock of its own: a replay takes a second, a wait half a second.
 
-    As in torch, a stream stays current where the end of a capture raises, and the allocator's pool open.
+    As in torch, a stream stays current where the end of a capture raises, the allocator's pool open, and drawing captured.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.said, outer = 0.0, list[str](), self
         self.pools: set[int] = set()
+        self.drawing_is_captured = False  # of the random generator, until a capture ends well
 
         class Stream:
             def __init__(self, device: torch.device) -> None:
@@ -153,6 +154,12 @@ class Device:
         class Graph:
             def replay(self) -> None:
                 outer.now += 1.0
+
+            def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+                outer.drawing_is_captured = True
+
+            def capture_end(self) -> None:
+                outer.drawing_is_captured = False
 
         class Event:
             def __init__(self, enable_timing: bool) -> None:
@@ -184,12 +191,14 @@ class Device:
         def capturing(graph: Any, pool: int, stream: Any, mode: str) -> Iterator[None]:
             assert mode == "thread_local" and not outer.pools, "the allocator takes no second capture"
             outer.pools.add(pool)
+            outer.drawing_is_captured = True
             with within(stream):
                 try:
                     yield
                 except RuntimeError as error:
                     raise RuntimeError("CUDA error: the capture was invalidated") from error
                 outer.pools.remove(pool)
+                outer.drawing_is_captured = False
 
         def end(device: int, pool: int) -> None:
             if pool not in outer.pools:
@@ -209,6 +218,8 @@ class Device:
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda device, pool: None, raising=False)
+        zeros = torch.zeros
+        monkeypatch.setattr(torch, "zeros", lambda *size, device=None, **more: zeros(*size, **more))
 
 
 def test_a_gpu_warms_up_beside_and_records_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +247,7 @@ def test_a_capture_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPa
 
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
         clock.recorded([waits])
-    assert device.current is current and not device.pools
+    assert device.current is current and not device.pools and not device.drawing_is_captured
     assert clock.seconds(clock.recorded([lambda: None])) == 1.0, "the next one is recorded"
 
 
