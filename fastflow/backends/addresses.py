@@ -53,20 +53,25 @@ def tensors(
     means: Sequence[Tensor | None] | None = None,
 ) -> tuple[Spec, ...]:
     """grads: grad, grad_shift, grad_drift, grad_velocity, grad_uncond; means: means, grad_means of a matching loss."""
-    guided = call.scale is not None
-    plain = (
-        call.noise, None if call.step is None else call.seeds, call.given, call.mask, call.ref_velocity,
-        call.ref_uncond if guided else None, call.old_mean, call.rows,
-        *(_outputs(call) if outputs else NO_OUTPUTS), *(grads or NO_GRADS), *(means or NO_MEANS),
-    )  # fmt: skip
-    # most of them are absent
-    noise, seeds, *others = [
-        None if t is None else (t.data_ptr(), t.stride(0), DTYPES.get(t.dtype, OTHER)) for t in plain
-    ]
     return (
-        rows(call.sample), rows(call.velocity), rows(call.uncond) if guided else None, broadcast(call.coef),
-        broadcast(call.scale), noise, seeds, broadcast(call.step), *others,
-    )  # fmt: skip
+        rows(call.sample),
+        rows(call.velocity),
+        None if call.scale is None else rows(call.uncond),
+        broadcast(call.coef),
+        broadcast(call.scale),
+        rows(call.noise),
+        None if call.step is None else rows(call.seeds),
+        broadcast(call.step),
+        rows(call.given),
+        rows(call.mask),
+        rows(call.ref_velocity),
+        None if call.scale is None else rows(call.ref_uncond),
+        rows(call.old_mean),
+        rows(call.rows),
+        *(map(rows, _outputs(call)) if outputs else NO_OUTPUTS),
+        *(NO_GRADS if grads is None else map(rows, grads)),
+        *(NO_MEANS if means is None else map(rows, means)),
+    )
 
 
 def numbers(call: StepCall, beta: float = 0.0) -> tuple[float, ...]:

@@ -36,9 +36,8 @@ class Scoring:
         whole = len(self.rows) == len(store)
         for start in range(0, len(self.rows), self.batch):
             part = slice(start, min(start + self.batch, len(self.rows)))
-            clean = (
-                store[part].clone() if whole else store[upload(self.rows[part], store.device)]
-            )  # hooks may write into it
+            # hooks may write into it
+            clean = store[part].clone() if whole else store[upload(self.rows[part], store.device)]
             state = torch.tensor(self.setup.layout.states)[self.blocks[part]]
             info = Info(self.setup.prompt_index[self.samples[part]], self.samples[part], state)
             engine.doing = f"decode of rows {part.start} to {part.stop - 1}"

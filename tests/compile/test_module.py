@@ -157,25 +157,25 @@ def test_an_installation_without_sources(tmp_path: Path, monkeypatch: pytest.Mon
         nvcc_aot.build(targets.find_all(["sm_80"]), tmp_path)
 
 
-def test_an_nvcc_that_does_not_know_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["sm_90", "sm_120"], r"--arch: .*nvcc does not know sm_120; it knows sm_80, sm_90"),
+        (["sm_90"], r"nvcc does not know compute_120; set CUDA_HOME to a toolkit of 12\.8"),
+    ],
+    ids=["target", "ptx"],
+)
+def test_an_nvcc_that_does_not_know_something(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], words: str
+) -> None:
     old = tmp_path / "nvcc"
     old.write_text("#!/bin/sh\necho sm_80 sm_90\n")
     old.chmod(0o755)
     monkeypatch.setattr(_nvcc, "find", lambda home=None: str(old))
     monkeypatch.setattr(nvcc_aot, "tool", lambda name: name)
-    with pytest.raises(CompileError, match=r"--arch: .*nvcc does not know sm_120; it knows sm_80, sm_90"):
-        nvcc_aot.build(targets.find_all(["sm_90", "sm_120"]), tmp_path / "out")
+    with pytest.raises(CompileError, match=words):
+        nvcc_aot.build(targets.find_all(asked), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_an_nvcc_that_does_not_know_the_ptx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = tmp_path / "nvcc"
-    old.write_text("#!/bin/sh\necho sm_80 sm_90\n")
-    old.chmod(0o755)
-    monkeypatch.setattr(_nvcc, "find", lambda home=None: str(old))
-    monkeypatch.setattr(nvcc_aot, "tool", lambda name: name)
-    with pytest.raises(CompileError, match=r"nvcc does not know compute_120; set CUDA_HOME to a toolkit of 12\.8"):
-        nvcc_aot.build(targets.find_all(["sm_90"]), tmp_path / "out")
 
 
 def test_a_builder_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
